@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""The small checks of .ci/run, one a subcommand; each prints what it found and exits 1 where something is wrong.
+
+    checks.py ran LOG [--no-skips] NOTEBOOK…   exactly these notebooks ran, all well
+    checks.py stored                           what the tracked notebooks and files hold
+    checks.py grid FOLDER                      the one PNG below FOLDER shows 8×8 pictures
+    checks.py archives FOLDER                  wheel and sdist hold what is tracked, and are small
+"""
+import base64, json, re, subprocess, sys, tarfile, zipfile
+from pathlib import Path
+
+MACHINE = re.compile(r'(?:^|[^A-Za-z0-9._/-])(/(?:work|farm|root|home|tmp)/[A-Za-z][^\s"\']*)', re.M)
+FIGURE_KB, WHEEL_MB = 150, 25
+
+def tracked(*paths): return subprocess.run(['git', 'ls-files', '-z', *paths], capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
+def text(o): return o if isinstance(o, str) else ''.join(o)
+
+def ran(log, *args):
+    "Faults of the run recorded in `log` by .ci/hook, and a table of it"
+    expected, rows = {Path(a).name for a in args if not a.startswith('-')}, [json.loads(l) for l in Path(log).read_text().splitlines()]
+    for r in sorted(rows, key=lambda r: r['notebook']):
+        print(f"{r['notebook']:34}{r['cells']:4} cells {r['seconds']:6.1f} s" + ''.join(f'\n    {s}' for s in r['skipped']))
+    names = [r['notebook'] for r in rows]
+    print(f'{len(names)} notebooks ran, {len(expected)} expected')
+    yield from (f'did not run: {n}' for n in sorted(expected - set(names)))
+    yield from (f'ran {names.count(n)} times, {n in expected:d} expected: {n}' for n in sorted(set(names)) if names.count(n) != (n in expected))
+    yield from (f'ran no cell: {r["notebook"]}' for r in rows if not r['cells'])
+    yield from (f'failed: {r["notebook"]}' for r in rows if not r['ok'])
+    if '--no-skips' in args: yield from (f'{r["notebook"]}: {s}' for r in rows for s in r['skipped'])
+
+def stored():
+    "Faults in what is tracked: paths of a machine, outputs with errors or too large, notebooks that would not run or are not in the guide"
+    for f in tracked():
+        try: s = Path(f).read_text(encoding='utf-8')
+        except UnicodeDecodeError: continue
+        yield from (f'{f}: path of a machine: {m}' for m in MACHINE.findall(s))
+    notebooks = tracked('nbs/*.ipynb')
+    guide = set(re.findall(r'\]\(([^)#]+\.ipynb)\)', Path('nbs/index.ipynb').read_text(encoding='utf-8'))) if 'nbs/index.ipynb' in notebooks else set()
+    there = {Path(f).name for f in notebooks} - {'index.ipynb'}
+    yield from (f'index.ipynb: its guide {w}: {n}' for w, s in (('lacks', there - guide), ('names a stranger', guide - there)) for n in sorted(s))
+    yield from (f'tracked, but keeps notebooks from running: {f}' for f in tracked() if Path(f).name == '.notest')
+    figures = []
+    for f in notebooks:
+        cells = json.loads(Path(f).read_text(encoding='utf-8'))['cells']
+        if re.search(r'^skip_exec:\s*true', text(cells[0]['source']), re.M): yield f'{f}: skip_exec keeps it from running'
+        outputs = [(c.get('id'), o) for c in cells for o in c.get('outputs', [])]
+        yield from (f'{f}: cell {i} stores an error' for i, o in outputs if o['output_type'] == 'error')
+        yield from (f'{f}: cell {i} stores a line SKIPPED:' for i, o in outputs if re.search('^SKIPPED:', text(o.get('text', '')), re.M))
+        figures += [(len(base64.b64decode(text(v)))/1000, f, i) for i, o in outputs for k, v in o.get('data', {}).items() if k in ('image/png', 'image/gif')]
+    yield from (f'{f}: the figure of cell {i} has {kb:.0f} kB, {FIGURE_KB} allowed' for kb, f, i in figures if kb > FIGURE_KB)
+    if figures: print(f'{len(notebooks)} notebooks, {len(figures)} figures, {sum(f[0] for f in figures):.0f} kB; the largest has {max(figures)[0]:.0f} kB ({max(figures)[1]})')
+
+def grid(folder):
+    "Faults of the grid of digits below `folder`"
+    import numpy as np
+    from PIL import Image
+    files = sorted(Path(folder).rglob('*.png'))
+    if len(files) != 1: return (yield f'{len(files)} PNG files, one expected: {[f.name for f in files]}')
+    a = np.asarray(Image.open(files[0]).convert('L'))/255
+    h, w = a.shape
+    print(f'{files[0].name}: {w} x {h} pixels, {files[0].stat().st_size/1000:.0f} kB')
+    if h != w: return (yield 'not square')
+    tiles = [a[i*h//8:(i + 1)*h//8, j*w//8:(j + 1)*w//8] for i in range(8) for j in range(8)]
+    ink = np.array([t.mean() for t in tiles])
+    print(f'share of ink in the 64 tiles: {ink.min():.3f} to {ink.max():.3f}')
+    yield from (f'tile {i} is no digit: {t.mean():.3f} ink, brightest {t.max():.2f}' for i, t in enumerate(tiles) if not (.01 < t.mean() < .5 and t.max() > .6))
+    if len({t.tobytes() for t in tiles}) < 64: yield 'some tiles are equal'
+
+def archives(folder):
+    "Faults of the wheel and the sdist in `folder`"
+    wheels, sdists = sorted(Path(folder).glob('*.whl')), sorted(Path(folder).glob('*.tar.gz'))
+    if (len(wheels), len(sdists)) != (1, 1): return (yield f'one wheel and one sdist expected, found {[f.name for f in wheels + sdists]}')
+    in_wheel = set(zipfile.ZipFile(wheels[0]).namelist())
+    in_sdist = {n.partition('/')[2] for n in tarfile.open(sdists[0]).getnames()}
+    package = {f for f in tracked('ddpm_sampling') if not Path(f).name.startswith('.')}
+    for f in wheels + sdists: print(f'{f.name}: {f.stat().st_size/1e6:.2f} MB')
+    print(f'{len(package)} files of the package, {len([f for f in package if "/assets/" in f])} of them assets')
+    if wheels[0].stat().st_size > WHEEL_MB*1e6: yield f'the wheel is larger than {WHEEL_MB} MB'
+    yield from (f'not in the wheel: {f}' for f in sorted(package - in_wheel))
+    yield from (f'in the wheel, but not tracked: {f}' for f in sorted(in_wheel - package) if '.dist-info/' not in f)
+    yield from (f'not in the sdist: {f}' for f in sorted(package | {'settings.ini', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md'} - in_sdist) if f not in in_sdist)
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2 or sys.argv[1] not in ('ran', 'stored', 'grid', 'archives'): sys.exit(__doc__)
+    faults = list(globals()[sys.argv[1]](*sys.argv[2:]))
+    print(*(f'WRONG: {f}' for f in faults), sep='\n', end='\n' if faults else '')
+    sys.exit(bool(faults))
