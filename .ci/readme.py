@@ -28,13 +28,12 @@ def relink(md):
     def f(m): return m[1] + posixpath.normpath(posixpath.join(posixpath.dirname(NOTEBOOK), m[2])) + m[3]
     return re.sub(r'(\]\()(?![a-z]+:|[#/])([^)\s]+)(\))', f, md)
 
-def output(o, cell_id, i, pictures):
-    "One output of a cell as Markdown; its picture, if it is one, is added to `pictures`"
+def output(o, name, alt, pictures):
+    "One output of a cell as Markdown; a picture is added to `pictures` under `name`"
     data = o.get('data', {})
     if 'image/png' in data:
-        name = f'{PICTURES}/{cell_id}-{i}.png'
         pictures[name] = base64.b64decode(text(data['image/png']))
-        return f'![]({name})'
+        return f'![{alt}]({name})'
     if 'text/markdown' in data: return relink(text(data['text/markdown']).strip('\n'))
     shown = text(o['text']) if o.get('name') == 'stdout' else text(data.get('text/plain', ''))
     return re.sub(r'^(?=.)', '    ', shown.rstrip(), flags=re.M)
@@ -51,7 +50,8 @@ def render():
         if {'hide', 'default_exp'} & d.keys() or 'include' in no: continue
         if src and 'hide_input' not in d and not {'echo', 'code'} & no: parts.append(f'```python\n{src}\n```')
         if 'hide_output' in d or 'output' in no: continue
-        parts += [output(o, cell['id'], i, pictures) for i, o in enumerate(cell['outputs'])]
+        alt = d.get('fig-alt', '').strip('"')
+        parts += [output(o, f"{PICTURES}/{cell['id']}-{i}.png", alt, pictures) for i, o in enumerate(cell['outputs'])]
     return HEAD + '\n' + '\n\n'.join(p for p in parts if p) + '\n', pictures
 
 def block(lang, n=None):
