@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np, torch
 from .schedules import RequestError
 
-# %% ../nbs/26_images.ipynb #497ac538
+# %% ../nbs/26_images.ipynb #0e0a1368
 def to_uint8(
     x, # images or any other values, floats; clamped to [-1,1]
 ): # the same shape and device, uint8
     "The nearest of 256 levels: round((x + 1)·127.5), halves to even"
     x = torch.as_tensor(x)
-    if not x.is_floating_point(): raise RequestError(f'to_uint8 takes floats in [-1, 1]; these are {x.dtype} and need no rounding')
-    if bad := int(x.isnan().sum()): raise RequestError(f'{bad} of {x.numel()} values are NaN: the images were not computed rightly, so look at the network and its schedule first')
+    if not x.is_floating_point(): raise RequestError(f'to_uint8 takes floats; these are {x.dtype} and need no rounding')
+    if bad := int(x.isnan().sum()):
+        raise RequestError(f'{bad} of {x.numel()} values are NaN: look for the fault in the network or its schedule')
     return x.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 # %% ../nbs/26_images.ipynb #b3a61282
@@ -41,17 +42,19 @@ def image_grid(
     grid = grid.repeat(scale, 0).repeat(scale, 1)
     return grid[..., 0] if c == 1 else grid
 
-# %% ../nbs/26_images.ipynb #a64d85b4
+# %% ../nbs/26_images.ipynb #794f110e
 def _checked_images(x, cols, pad, scale):
     "`x` as a tensor, or a `RequestError` that says what a grid is made of"
     x = torch.as_tensor(x)
-    if x.ndim != 4 or x.shape[1] not in (1, 3): raise RequestError(f'a grid takes images (n,c,h,w) with 1 or 3 channels, not the shape {tuple(x.shape)}')
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise RequestError(f'a grid takes images (n,c,h,w) with 1 or 3 channels, not the shape {tuple(x.shape)}')
     if not len(x): raise RequestError('a grid needs at least one image')
     for name, v, least in (('cols', cols, 1), ('pad', pad, 0), ('scale', scale, 1)):
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < least: raise RequestError(f'{name} must be a whole number of at least {least}, not {v!r}')
+        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < least:
+            raise RequestError(f'{name} must be a whole number of at least {least}, not {v!r}')
     return x
 
-# %% ../nbs/26_images.ipynb #4ea15d7c
+# %% ../nbs/26_images.ipynb #6d9a4a5b
 @contextmanager
 def whole_file(
     path, # where the file shall appear; its folders are made
@@ -64,9 +67,12 @@ def whole_file(
     try:
         yield part
         os.replace(part, path)
+    except OSError as e:
+        if e.filename in (None, part, str(part)): e.filename = str(path)      # what the caller knows it by
+        raise
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/26_images.ipynb #7e9ef524
+# %% ../nbs/26_images.ipynb #b75d0f94
 def write_png(
     path,  # where to; its folders are made
     array, # uint8, (H,W) or (H,W,3), as `image_grid` returns it
@@ -75,6 +81,7 @@ def write_png(
     import imageio.v3 as iio
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
-        raise RequestError(f'a PNG takes uint8 of shape (H,W) or (H,W,3), not {array.dtype} of shape {array.shape}: pass images through image_grid first')
-    with whole_file(path) as part: iio.imwrite(part, array, extension='.png')
+        raise RequestError(f'a PNG takes uint8 of shape (H,W) or (H,W,3), not {array.dtype} of shape {array.shape}: '
+                           'pass images through image_grid first')
+    with whole_file(path) as part: part.write_bytes(iio.imwrite('<bytes>', array, extension='.png'))
     return Path(path)
