@@ -117,6 +117,14 @@ def draw(self:GaussianMixture,
     z = self.lam[k]**.5*torch.randn(n, self.means.shape[1], generator=g, dtype=torch.float64)
     return self.means[k] + (z if self.basis is None else torch.einsum('ne,nde->nd', z, self.basis[k]))
 
+# %% ../nbs/04_denoiser.ipynb #ce694806
+@patch
+def component(self:GaussianMixture,
+    x # points, (b,…) with d entries each
+): # (b,), the number of the component that each most probably came from
+    "Sort points into the clusters of the data"
+    return self._parts(x, 1.)[2].argmax(-1)
+
 # %% ../nbs/04_denoiser.ipynb #8939d0d9
 @patch
 def network(self:GaussianMixture,
