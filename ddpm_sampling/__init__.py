@@ -1,1 +1,24 @@
 __version__ = "0.1.0"
+
+# Lazy: a name is imported from its module when it is first asked for, so that `import ddpm_sampling` loads neither torch nor numpy.
+_home = {name: module for module, names in dict(
+    schedules='RequestError Schedule',
+    posteriors='posterior',
+    denoisers='GaussianMixture denoiser',
+    plans='Plan',
+    loop='ddpm_step keyed_noise sample_steps',
+    ddim='ddim_step encode slerp',
+    networks='CheckpointError',
+    checkpoints='Checkpoint bundled_checkpoints load_checkpoint',
+    verify='self_test',
+    images='image_grid to_uint8 write_png',
+    samplers='sample',
+).items() for name in names.split()}
+__all__ = sorted(_home)
+
+def __getattr__(name):
+    if name not in _home: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_home[name]}'), name)
+
+def __dir__(): return sorted({*globals(), *__all__})

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ddim_step', 'encode', 'slerp']
 
-# %% ../nbs/08_ddim.ipynb #0de7ee8b
+# %% ../nbs/08_ddim.ipynb #6d9d1576
 import torch
 from .loop import sample_steps
-from .posterior import posterior_var
+from .posteriors import posterior_var
 from .schedules import RequestError
 
 # %% ../nbs/08_ddim.ipynb #22043e56

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['step_var', 'ddpm_step', 'State', 'sample_steps', 'keyed_noise', 'propagate']
 
-# %% ../nbs/06_loop.ipynb #4c8336c8
+# %% ../nbs/06_loop.ipynb #3245d756
 import numpy as np, torch
 
 from typing import NamedTuple
-from .posterior import beta_var, learned_var, posterior, posterior_var
+from .posteriors import beta_var, learned_var, posterior, posterior_var
 from .schedules import RequestError
 
 # %% ../nbs/06_loop.ipynb #b9c66828
