@@ -72,10 +72,10 @@ def whole_file(
         raise
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/26_images.ipynb #b75d0f94
+# %% ../nbs/26_images.ipynb #d1452456
 def write_png(
     path,  # where to; its folders are made
-    array, # uint8, (H,W) or (H,W,3), as `image_grid` returns it
+    array, # uint8, (H,W) or (H,W,3), as image_grid returns it
 ): # the Path
     "Write an 8-bit image as PNG, whole or not at all"
     import imageio.v3 as iio
