@@ -40,7 +40,7 @@ def _mistake(text):
     from ddpm_sampling.schedules import RequestError
     return RequestError(text)
 
-# %% ../nbs/60_cli.ipynb #b954db0b
+# %% ../nbs/60_cli.ipynb #c09b532b
 def _converted(where, key, v):
     "The value of a known key in the right type, or a RequestError that names file, key and value"
     if key not in KEYS:
@@ -49,6 +49,7 @@ def _converted(where, key, v):
     except (ValueError, TypeError, OverflowError):
         raise _mistake(f'{where}: {key} must be {_wanted(KEYS[key])}, not {v!r}') from None
 
+# %% ../nbs/60_cli.ipynb #404e488c
 def _wanted(kind):
     "A kind of value in words"
     if isinstance(kind, tuple): return 'one of ' + ', '.join(kind)
@@ -56,6 +57,7 @@ def _wanted(kind):
     if isinstance(kind, range): return 'a whole number ' + ('of at least 1' if kind is COUNT else f'from {kind.start} to {kind.stop - 1}')
     return {bool: 'true or false', str: 'text (in quotes, if it looks like a number)'}[kind]
 
+# %% ../nbs/60_cli.ipynb #befebd3d
 def _nearest_key(key):
     "The known key most like `key`, as a whole or in its last part"
     from difflib import SequenceMatcher
@@ -63,7 +65,7 @@ def _nearest_key(key):
     last = lambda k: k.split('.')[-1]
     return max(KEYS, key=lambda k: like(k, key) + like(last(k), last(key)))
 
-# %% ../nbs/60_cli.ipynb #82043ab8
+# %% ../nbs/60_cli.ipynb #eae1a1af
 def read_config(
     name=None, # a preset, mnist or cifar10; the path of a YAML file; or None for no configuration
 ): # dict of 'section.key': value, of the keys that are set
@@ -72,6 +74,7 @@ def read_config(
     path = _config_path(name)
     return {k: _converted(path.name, k, v) for k, v in _flat(path).items() if v is not None or k not in KEYS}
 
+# %% ../nbs/60_cli.ipynb #792bd32d
 def _config_path(name):
     "The file of a configuration"
     presets = _assets()/'configs'
@@ -197,7 +200,7 @@ def _newest(folder, weights):
         if (folder/name).exists(): return folder/name
     raise _mistake(f'no checkpoint in {folder}: looked for ema.pt, latest.pt, checkpoint_epoch_*.pt and best.pt')
 
-# %% ../nbs/60_cli.ipynb #ea99fb09
+# %% ../nbs/60_cli.ipynb #55f1c481
 def _contradictions(cfg, ck):
     "What the configuration says otherwise than the checkpoint, a phrase each"
     from ddpm_sampling.networks import UNet
@@ -207,8 +210,16 @@ def _contradictions(cfg, ck):
     return [f'{k} is {v} in the checkpoint, {cfg[k]} in the configuration'
             for k, v in true.items() if v is not None and k in cfg and v != cfg[k]]
 
+def _confront(cfg, ck, strict):
+    "A warning about all contradictions, or an error"
+    if not (wrong := _contradictions(cfg, ck)): return
+    text = f'{ck.path.name}: ' + '; '.join(wrong)
+    if strict: raise _mistake(text)
+    warnings.warn(f'{text}; the checkpoint wins')
+
+# %% ../nbs/60_cli.ipynb #0c15dd53
 def _load(a, cfg):
-    "The checkpoint of a request, with one warning where the configuration contradicts it"
+    "The checkpoint of a request, confronted with the configuration"
     from ddpm_sampling.checkpoints import _recorded_schedule, load_checkpoint
     from ddpm_sampling.schedules import Schedule
     load = partial(load_checkpoint, _find(a, cfg), weights=a.weights, device=a.device, strict=a.strict)
@@ -216,19 +227,12 @@ def _load(a, cfg):
         warnings.simplefilter('always')
         ck = load()
         if {'diffusion.schedule', 'diffusion.T'} & cfg.keys() and _recorded_schedule(ck.config or {}) is None:
-            told.clear()                                                # what it said was assumed need not be
+            told.clear()
             family = getattr(Schedule, cfg.get('diffusion.schedule', 'linear'))
             ck = load(schedule=family(cfg.get('diffusion.T', 1000)))
     for w in told: warnings.warn(w.message)
     _confront(cfg, ck, a.strict)
     return ck
-
-def _confront(cfg, ck, strict):
-    "A warning about all contradictions, or an error"
-    if not (wrong := _contradictions(cfg, ck)): return
-    text = f'{ck.path.name}: ' + '; '.join(wrong)
-    if strict: raise _mistake(text)
-    warnings.warn(f'{text}; the checkpoint wins')
 
 # %% ../nbs/60_cli.ipynb #a62b8e1d
 def _grid_name(a, ck, plan):
@@ -248,7 +252,7 @@ def _grid_path(a, ck, plan):
     if a.grid and a.grid.lower().endswith('.png'): return fill(a.grid)
     return (fill(a.grid) if a.grid else fill(a.out)/'grids')/_grid_name(a, ck, plan)
 
-# %% ../nbs/60_cli.ipynb #910450d5
+# %% ../nbs/60_cli.ipynb #ddc1004f
 def _sample_grid(a, cfg):
     "`ddpm sample.grid`: sample, lay out, write"
     from ddpm_sampling.images import image_grid, write_png
@@ -264,6 +268,7 @@ def _sample_grid(a, cfg):
     print(path if a.quiet else f'{"wrote":11} {path}')
     return 0
 
+# %% ../nbs/60_cli.ipynb #e4bc3e11
 def _tell(a, rows):
     "Print a report, unless --quiet"
     if not a.quiet: print(*(f'{k:11} {v}' for k, v in rows.items()), sep='\n', flush=True)
@@ -354,7 +359,7 @@ def main(
         if os.environ.get('DDPM_DEBUG'): raise
         return _fail(*_verdict(e))
 
-# %% ../nbs/60_cli.ipynb #a34df7a8
+# %% ../nbs/60_cli.ipynb #9991bd8c
 def _verdict(e):
     "Exit code and message for an exception"
     if {c.__name__ for c in type(e).__mro__} & {'RequestError', 'CheckpointError'}: return 2, str(e)
@@ -363,12 +368,13 @@ def _verdict(e):
         return 1, 'out of memory: try a smaller --batch-size'
     return 1, f'unexpected {type(e).__name__}: {e} (a fault of this program; DDPM_DEBUG=1 shows where)'
 
+# %% ../nbs/60_cli.ipynb #c3152a05
+def _line(kind, text): print(f'ddpm: {kind}:', *str(text).split(), file=sys.stderr)
+
 def _fail(code, text):
     "Say what is wrong, on one line, and pass the code on"
     _line('error', text)
     return code
-
-def _line(kind, text): print(f'ddpm: {kind}:', *str(text).split(), file=sys.stderr)
 
 @contextmanager
 def _one_line_warnings():

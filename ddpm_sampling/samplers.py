@@ -16,7 +16,13 @@ from .denoisers import denoiser
 from .loop import ddpm_step, keyed_noise, sample_steps, step_var
 from .ddim import ddim_step
 
-# %% ../nbs/28_samplers.ipynb #3e0a5fb5
+# %% ../nbs/28_samplers.ipynb #f34f43a5
+def _known(name, table, what):
+    "The entry of a table, or a RequestError that names what there is"
+    if name in list(table): return table[name]
+    raise RequestError(f'unknown {what} {name!r}{nearest(name, table)}; there are {", ".join(table)}')
+
+# %% ../nbs/28_samplers.ipynb #107aba93
 SAMPLERS = dict(ddpm=ddpm_step, ddim=ddim_step)
 
 def _step(sampler, eta, variance):
@@ -30,11 +36,6 @@ def _step(sampler, eta, variance):
     return partial(step, **asked)
 
 _SETTINGS = dict(eta=('eta', "sampler='ddim'"), var=('variance', "sampler='ddpm'"))
-
-def _known(name, table, what):
-    "The entry of a table, or a RequestError that names what there is"
-    if name in list(table): return table[name]
-    raise RequestError(f'unknown {what} {name!r}{nearest(name, table)}; there are {", ".join(table)}')
 
 # %% ../nbs/28_samplers.ipynb #45171348
 def _plan(sched, step, steps, spacing):
@@ -63,7 +64,17 @@ def resolve(
         step_var(Row(2, 1, .5, .9), variance, torch.zeros(1) if learns else None)
     return step, _plan(ck.schedule, step, steps, spacing)
 
-# %% ../nbs/28_samplers.ipynb #a3549d43
+# %% ../nbs/28_samplers.ipynb #bd5b1abe
+def _whole(v, what, least, most=None):
+    "`v` as an int from `least` to `most`, or a RequestError"
+    try: i = operator.index(v)
+    except TypeError: i = None
+    if i is None or isinstance(v, bool) or not least <= i <= (i if most is None else most):
+        allowed = f'of at least {least}' if most is None else f'from {least} to {most}'
+        raise RequestError(f'{what} must be a whole number {allowed}, not {v!r}')
+    return i
+
+# %% ../nbs/28_samplers.ipynb #c15fc1ff
 def _images(n, idx, x_T, shape):
     "The numbers of the images to draw, checked"
     if x_T is not None and (x_T.ndim != 4 or x_T.shape[1:] != shape):
@@ -76,16 +87,7 @@ def _images(n, idx, x_T, shape):
         if m not in (None, len(idx)): raise RequestError(f'{name} is for {m} images, but {len(idx)} are asked for')
     return idx
 
-def _whole(v, what, least, most=None):
-    "`v` as an int from `least` to `most`, or a RequestError"
-    try: i = operator.index(v)
-    except TypeError: i = None
-    if i is None or isinstance(v, bool) or not least <= i <= (i if most is None else most):
-        allowed = f'of at least {least}' if most is None else f'from {least} to {most}'
-        raise RequestError(f'{what} must be a whole number {allowed}, not {v!r}')
-    return i
-
-# %% ../nbs/28_samplers.ipynb #98db1907
+# %% ../nbs/28_samplers.ipynb #47a899f5
 @contextmanager
 def _evaluating(net):
     "Evaluation mode inside; afterwards every part of the network is as it was found"
@@ -99,6 +101,7 @@ def _weights_of(net):
     p = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(0))
     return p.device, p.dtype
 
+# %% ../nbs/28_samplers.ipynb #1521f04d
 def _placed(net, device):
     "The network itself, or a copy on another device"
     from ddpm_sampling.checkpoints import pick_device
