@@ -2,6 +2,7 @@
 """The small checks of .ci/run, one a subcommand; each prints what it found and exits 1 where something is wrong.
 
     checks.py ran LOG [--no-skips] NOTEBOOK…   exactly these notebooks ran, all well
+    checks.py wants-data LOG                   prints the notebooks whose code names the data, or that skipped in LOG
     checks.py stored                           what the tracked notebooks and files hold
     checks.py grid FOLDER                      the one PNG below FOLDER shows 8×8 pictures
     checks.py archives FOLDER                  wheel and sdist hold what is tracked, and are small
@@ -27,6 +28,13 @@ def ran(log, *args):
     yield from (f'ran no cell: {r["notebook"]}' for r in rows if not r['cells'])
     yield from (f'failed: {r["notebook"]}' for r in rows if not r['ok'])
     if '--no-skips' in args: yield from (f'{r["notebook"]}: {s}' for r in rows for s in r['skipped'])
+
+def wants_data(log):
+    "Names of the notebooks to run again with data"
+    def code(f): return '\n'.join(text(c['source']) for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+    names = {Path(f).name for f in tracked('nbs/*.ipynb') if re.search('DDPM_(DAY6|MNIST)', code(f))}
+    print(*sorted(names | {r['notebook'] for r in map(json.loads, Path(log).read_text().splitlines()) if r['skipped']}))
+    return ()
 
 def stored():
     "Faults in what is tracked: paths of a machine, outputs with errors or too large, notebooks that would not run or are not in the guide"
@@ -81,7 +89,8 @@ def archives(folder):
     yield from (f'not in the sdist: {f}' for f in sorted(package | {'settings.ini', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md'} - in_sdist) if f not in in_sdist)
 
 if __name__ == '__main__':
-    if len(sys.argv) < 2 or sys.argv[1] not in ('ran', 'stored', 'grid', 'archives'): sys.exit(__doc__)
-    faults = list(globals()[sys.argv[1]](*sys.argv[2:]))
+    checks = {'ran': ran, 'wants-data': wants_data, 'stored': stored, 'grid': grid, 'archives': archives}
+    if sys.argv[1:2] == [] or sys.argv[1] not in checks: sys.exit(__doc__)
+    faults = list(checks[sys.argv[1]](*sys.argv[2:]))
     print(*(f'WRONG: {f}' for f in faults), sep='\n', end='\n' if faults else '')
     sys.exit(bool(faults))
