@@ -11,14 +11,14 @@ from .loop import sample_steps
 from .posteriors import posterior_var
 from .schedules import RequestError
 
-# %% ../nbs/08_ddim.ipynb #22043e56
+# %% ../nbs/08_ddim.ipynb #c8deed09
 def ddim_step(
-    den,         # den(x, t, abar) -> (x0_hat, eps_hat, v)
+    den,         # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row,         # `Row`: from t to s
     x,           # x_t, (b,…)
     z,           # z() -> fresh noise like x; not called where σ = 0
     memory=None, # not used: this step does not look back
-    eta=0.,      # share of fresh noise, in [0,1]
+    eta=0.,      # scale of the fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
 ): # (x_s, x0_hat, memory)
     "One step of DDIM (Song et al. 2021a, eq. 12 and 16), between any two levels"
     x0_hat, eps_hat, _ = den(x, row.t, row.abar_t)

@@ -35,21 +35,23 @@ def clipped(
     x0_hat = x0_hat.clamp(-bound, bound)
     return x0_hat, (x - abar**.5*x0_hat)/(1 - abar)**.5
 
-# %% ../nbs/04_denoisers.ipynb #a0424dc1
+# %% ../nbs/04_denoisers.ipynb #63256f77
 def denoiser(
     net,            # network: net(x (b,…), index (b,) in 0…T−1) -> (b,…), or twice as many channels
     sched,          # `Schedule` that it was trained with
     predicts='eps', # what it predicts: 'eps', 'x0' or 'v'
     clip=None,      # bound of |x̂₀| (images: 1.), or None: as computed
-): # den(x, t, abar) -> (x0_hat, eps_hat, v or None); t: an int in 1…T
-    "What samplers ask of a network: the pair (x̂₀, ε̂) that describes x_t, and v where variances are learned"
+): # den(x, t, abar) -> (x0_hat, eps_hat, frac or None); t: an int in 1…T
+    "What samplers ask of a network: the pair (x̂₀, ε̂) that describes x_t, and frac where variances are learned"
     _check(sched, predicts)
     def den(x, t, abar):
-        out, v = net(x, torch.full((len(x),), t - 1, device=x.device)).to(x.dtype), None
-        if out.shape[1] == 2*x.shape[1]: out, v = out.chunk(2, dim=1); v = (v + 1)/2
+        out, frac = net(x, torch.full((len(x),), t - 1, device=x.device)).to(x.dtype), None
+        if out.shape[1] == 2*x.shape[1]:
+            out, frac = out.chunk(2, dim=1)
+            frac = (frac + 1)/2
         x0_hat, eps_hat = x0_and_eps(out, x, abar, predicts)
         if clip is not None: x0_hat, eps_hat = clipped(x0_hat, x, abar, clip)
-        return x0_hat, eps_hat, v
+        return x0_hat, eps_hat, frac
     return den
 
 # %% ../nbs/04_denoisers.ipynb #0ad2137e

@@ -12,23 +12,23 @@ from typing import NamedTuple
 from .posteriors import beta_var, learned_var, posterior, posterior_var
 from .schedules import RequestError
 
-# %% ../nbs/06_loop.ipynb #b9c66828
+# %% ../nbs/06_loop.ipynb #97997ff7
 def step_var(
     row,    # `Row`: the step's two ends
     kind,   # 'posterior' (σ² = β̃), 'beta' (σ² = β) or 'learned'
-    v=None, # for 'learned': the network's interpolation weights
-): # σ², a float, or for 'learned' a tensor like v
+    frac=None, # for 'learned': the network's interpolation weights
+): # σ², a float, or for 'learned' a tensor like frac
     "Variance of an ancestral step"
     if row.abar_s == 1: return 0.
     if kind == 'posterior': return posterior_var(row.abar_t, row.abar_s)
     if kind == 'beta': return beta_var(row.abar_t, row.abar_s)
     if kind != 'learned': raise RequestError(f"variance must be 'posterior', 'beta' or 'learned', not {kind!r}")
-    if v is None: raise RequestError("variance 'learned' needs a network with twice as many output channels; use 'posterior' or 'beta'")
-    return learned_var(v, row.abar_t, row.abar_s)
+    if frac is None: raise RequestError("variance 'learned' needs a network with twice as many output channels; use 'posterior' or 'beta'")
+    return learned_var(frac, row.abar_t, row.abar_s)
 
-# %% ../nbs/06_loop.ipynb #98593e0c
+# %% ../nbs/06_loop.ipynb #34757d9e
 def ddpm_step(
-    den,             # den(x, t, abar) -> (x0_hat, eps_hat, v)
+    den,             # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row,             # `Row`: from t to s
     x,               # x_t, (b,…)
     z,               # z() -> fresh noise like x
@@ -36,12 +36,12 @@ def ddpm_step(
     var='posterior', # kind of variance, see `step_var`
 ): # (x_s, x0_hat, memory)
     "One ancestral step (Ho et al. 2020, algorithm 2), between any two levels"
-    x0_hat, _, v = den(x, row.t, row.abar_t)
+    x0_hat, _, frac = den(x, row.t, row.abar_t)
     mean, _ = posterior(x0_hat, x, row.abar_t, row.abar_s)
-    var = step_var(row, var, v)
-    return (mean if row.abar_s == 1 else mean + var**.5*z()), x0_hat, memory
+    sig = step_var(row, var, frac)**.5
+    return (mean if row.abar_s == 1 else mean + sig*z()), x0_hat, memory
 
-# %% ../nbs/06_loop.ipynb #84aea5d9
+# %% ../nbs/06_loop.ipynb #d1704f9d
 class State(NamedTuple):
     "What a sampler knows at one level"
     t: int                # level, T…0
@@ -51,7 +51,7 @@ class State(NamedTuple):
 
 @torch.no_grad()
 def sample_steps(
-    den,   # den(x, t, abar) -> (x0_hat, eps_hat, v)
+    den,   # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     plan,  # `Plan`, n rows
     x,     # the state at the start of the plan, usually x_T, (b,…)
     step,  # step(den, row, x, z, memory) -> (x_s, x0_hat, memory)

@@ -49,9 +49,9 @@ def __getitem__(self:Plan, i):
     rows = tuple.__getitem__(self, i)
     return Plan(rows) if isinstance(i, slice) and rows else rows
 
-# %% ../nbs/05_plans.ipynb #57ce034e
+# %% ../nbs/05_plans.ipynb #7186e13e
 SPACINGS = dict(                                                    # (T, n) -> n increasing reals in [1, T]
-    linspace  = lambda T, n: np.linspace(T, 1, n)[::-1],
+    linspace  = lambda T, n: np.linspace(T, 1, n)[::-1],             # from above, so that one level is T
     leading   = lambda T, n: 1. + np.arange(n)*(T//n),
     trailing  = lambda T, n: T - np.arange(n)[::-1]*(T/n),
     quadratic = lambda T, n: 1 + (T - 1)*np.linspace(1, 0, n)[::-1]**2,

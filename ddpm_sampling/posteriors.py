@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['beta_var', 'posterior_var', 'posterior', 'learned_var']
 
-# %% ../nbs/02_posteriors.ipynb #c4de2ecf
+# %% ../nbs/02_posteriors.ipynb #f7650b23
 import math, torch
+from .schedules import RequestError
 
 # %% ../nbs/02_posteriors.ipynb #cd187ab7
 def beta_var(
@@ -35,12 +36,13 @@ def posterior(
     c0, ct = abar_s**.5*((1 - a)/(1 - abar_t)), a**.5*(1 - abar_s)/(1 - abar_t)
     return c0*x0 + ct*xt, posterior_var(abar_t, abar_s)
 
-# %% ../nbs/02_posteriors.ipynb #990eab2f
+# %% ../nbs/02_posteriors.ipynb #ba1503e7
 def learned_var(
-    v,      # the network's interpolation weights: 0 gives β̃, 1 gives β; any shape
+    frac,   # the network's weights: 0 gives β̃, 1 gives β; any shape
     abar_t, # ᾱ_t, in [0,1)
     abar_s, # ᾱ_s, in (ᾱ_t,1): not clean data, where the variance is 0
-): # σ², like v
+): # σ², like frac
     "Log-space interpolation between β̃ and β (Nichol & Dhariwal 2021, eq. 15)"
+    if abar_s == 1: raise RequestError('a step that ends in clean data has variance 0: there is nothing to interpolate')
     log_b, log_bt = math.log(beta_var(abar_t, abar_s)), math.log(posterior_var(abar_t, abar_s))
-    return torch.exp(v*log_b + (1 - v)*log_bt)
+    return torch.exp(frac*log_b + (1 - frac)*log_bt)
