@@ -13,6 +13,8 @@ _home = {name: module for module, names in dict(
     verify='self_test',
     images='image_grid to_uint8 write_png',
     samplers='sample',
+    trajectories='film_strip trajectory',
+    animations='write_animation',
 ).items() for name in names.split()}
 __all__ = sorted(_home)
 
