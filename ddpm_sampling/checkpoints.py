@@ -58,62 +58,71 @@ def _looks_like(head):
     if head[8:9]==b'{': return 'a safetensors file'
     return next((v for k,v in _heads.items() if head.startswith(k)), f'something that starts with {head[:12]!r}')
 
-# %% ../nbs/22_checkpoints.ipynb #33c4b69b
+# %% ../nbs/22_checkpoints.ipynb #163f392c
 def _pickles_of_zip(path):
     "The pickle inside a file that `torch.save` wrote, unread"
     try:
         with zipfile.ZipFile(path) as z:
             inside = [n.split('/')[-1] for n in z.namelist()]
             data = b''.join(z.read(n) for n in z.namelist() if n.endswith('data.pkl'))
-    except Exception: raise CheckpointError('cut off or damaged: it begins as `torch.save` writes, but its end is missing') from None
+    except Exception:
+        raise CheckpointError('cut off or damaged: it begins as `torch.save` writes, but its end is missing') from None
     if 'constants.pkl' in inside: raise CheckpointError('a TorchScript program, not weights')
-    if not data: raise CheckpointError(f'a zip archive with {_some(inside) or "nothing"} in it, not a checkpoint')
+    if not data:
+        raise CheckpointError(f'a zip archive with {_some(inside) or "nothing"} in it, not a checkpoint')
     return io.BytesIO(data)
 
-# %% ../nbs/22_checkpoints.ipynb #540836ee
+# %% ../nbs/22_checkpoints.ipynb #72a88c2a
 def _check_file(path):
     "An error where there is no file to read"
     near = lambda folder: _some(sorted(p.name for p in folder.glob('*.pt')), 5) if folder.is_dir() else ''
-    if path.is_dir(): raise CheckpointError('a folder, not a file' + (f'; it holds {near(path)}' if near(path) else ''))
-    if not path.exists(): raise CheckpointError('no such file' + (f'; beside it: {near(path.parent)}' if near(path.parent) else ''))
+    if path.is_dir():
+        raise CheckpointError('a folder, not a file' + (f'; it holds {near(path)}' if near(path) else ''))
+    if not path.exists():
+        raise CheckpointError('no such file' + (f'; beside it: {near(path.parent)}' if near(path.parent) else ''))
     if not path.is_file(): raise CheckpointError('not an ordinary file')
     if path.stat().st_size==0: raise CheckpointError('an empty file, 0 bytes')
 
-# %% ../nbs/22_checkpoints.ipynb #c8c3d863
+# %% ../nbs/22_checkpoints.ipynb #ce86d00f
 def _check_pickle(path):
     "An error unless `torch.save` wrote this file and every name in it is harmless"
     with open(path, 'rb') as f: head = f.read(64)
     zipped = head[:2]==b'PK'
     with _pickles_of_zip(path) if zipped else open(path, 'rb') as f: names, whole = _pickle_names(f)
-    if not (whole or zipped or head[:1]==b'\x80'): raise CheckpointError(f'not a checkpoint but {_looks_like(head)}')
+    if not (whole or zipped or head[:1]==b'\x80'):
+        raise CheckpointError(f'not a checkpoint but {_looks_like(head)}')
     if bad := _foreign(names):
         raise CheckpointError(f'refused, because opening it would run foreign code: {_some(bad, 8)}. '
                               'Weights need none: save the state dict and plain numbers and strings')
-    if not zipped and _legacy_magic not in head: raise CheckpointError('a pickle, but not one that `torch.save` wrote')
+    if not zipped and _legacy_magic not in head:
+        raise CheckpointError('a pickle, but not one that `torch.save` wrote')
 
 _legacy_magic = 0x1950a86a20f9469cfc6c.to_bytes(10, 'little')
 
-# %% ../nbs/22_checkpoints.ipynb #42263e48
+# %% ../nbs/22_checkpoints.ipynb #1be6ee68
 def _read(path):
     "What `torch.save` put into the file: tensors and plain values; nothing in it runs"
     _check_file(path)
     _check_pickle(path)
     try: return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError: raise CheckpointError("refused: it holds more than torch's safe reader accepts") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError("refused: damaged, or more in it than torch's safe reader accepts") from None
     except Exception: raise CheckpointError('cut off or damaged: torch cannot read it to its end') from None
 
-# %% ../nbs/22_checkpoints.ipynb #e9c2024a
+# %% ../nbs/22_checkpoints.ipynb #1a2a6f69
 _raw_keys, _ema_keys = ('model_state_dict', 'model', 'state_dict'), ('ema_state_dict', 'model_ema', 'state_dict_ema')
 
 def _weight_sets(
     rec, # what the file holds
 ): # (kind of file in words, {'raw' | 'ema' | 'unsaid': tensors})
     "The sets of weights in a file, by what they are rather than by what they are called"
-    if not isinstance(rec, dict): raise CheckpointError(f'it holds a {type(rec).__name__}, not a dictionary with weights')
+    if not isinstance(rec, dict):
+        raise CheckpointError(f'it holds a {type(rec).__name__}, not a dictionary with weights')
     tensors = lambda d: isinstance(d, dict) and any(isinstance(v, Tensor) for v in d.values())
     raw, ema = (next((k for k in keys if tensors(rec.get(k))), None) for keys in (_raw_keys, _ema_keys))
     trains = any(str(k).startswith(('optim', 'sched', 'loss')) for k in rec)
-    if raw and ema: return f'training checkpoint, raw and EMA weights ({raw}, {ema})', dict(raw=rec[raw], ema=rec[ema])
+    if raw and ema:
+        return f'training checkpoint, raw and EMA weights ({raw}, {ema})', dict(raw=rec[raw], ema=rec[ema])
     if ema: return f'EMA weights only ({ema})', dict(ema=rec[ema])
     if raw and trains: return f'training checkpoint, raw weights only ({raw})', dict(raw=rec[raw])
     if raw=='model_state_dict' and 'metadata' in rec: return f'EMA file ({raw})', dict(ema=rec[raw])
@@ -122,23 +131,28 @@ def _weight_sets(
     raise CheckpointError(f'no weights in it: it holds {_some([f"`{k}`" for k in rec], 6) or "nothing"}; '
                           'expected `model_state_dict`, `model`, `state_dict` or the tensors themselves')
 
-# %% ../nbs/22_checkpoints.ipynb #86e5faf8
+# %% ../nbs/22_checkpoints.ipynb #527dc8c8
 def _choose(sets, weights, log):
     "The tensors to use, and what they are"
     if weights in sets: return sets[weights], weights
     if 'ema' in sets:
-        raise CheckpointError("the file holds EMA weights only: ask for weights='ema', or take the `checkpoint_epoch_*.pt` of that epoch")
-    if 'raw' in sets: log.append(('clash', 'weights: RAW, not EMA as asked: the file has no EMA weights, and raw ones sample worse'))
-    else: log.append(('told' if weights=='ema' else 'note', 'weights: taken for raw, the file does not say whether they are raw or EMA'))
+        raise CheckpointError("the file holds EMA weights only: ask for weights='ema', "
+                              'or take the `checkpoint_epoch_*.pt` of that epoch')
+    if 'raw' in sets:
+        log.append(('clash', 'weights: RAW, not EMA as asked: the file has no EMA weights, and raw ones sample worse'))
+    else:
+        level = 'told' if weights=='ema' else 'note'
+        log.append((level, 'weights: taken for raw, the file does not say whether they are raw or EMA'))
     return sets.get('raw', sets.get('unsaid')), 'raw'
 
-# %% ../nbs/22_checkpoints.ipynb #d876576a
+# %% ../nbs/22_checkpoints.ipynb #2dac7030
 def _config(rec):
     "The training configuration in a file, as far as there is one"
     meta = rec.get('metadata')
     found = (meta.get('config') if isinstance(meta, dict) else None) or rec.get('config')
     cfg = dict(found) if isinstance(found, dict) else {}
-    return cfg if 'model' in cfg or not isinstance(rec.get('model_config'), dict) else {**cfg, 'model': rec['model_config']}
+    if 'model' not in cfg and isinstance(rec.get('model_config'), dict): cfg['model'] = rec['model_config']
+    return cfg
 
 # %% ../nbs/22_checkpoints.ipynb #2deb7392
 def _get(cfg, *paths):
@@ -148,15 +162,16 @@ def _get(cfg, *paths):
         for k in path.split('.'): v = v.get(k) if isinstance(v, dict) else None
         if v is not None: return v
 
-# %% ../nbs/22_checkpoints.ipynb #69fe332a
+# %% ../nbs/22_checkpoints.ipynb #31e486bb
 def _number(v, what, whole=False):
     "A number from a configuration, also where it came as text"
     try: x = float(v)
     except (TypeError, ValueError): x = float('nan')
-    if x-x!=0 or whole and x!=int(x): raise CheckpointError(f'its configuration gives {what} as {v!r}, which is not a {"whole " if whole else ""}number')
+    if x-x!=0 or whole and x!=int(x):
+        raise CheckpointError(f'its configuration gives {what} as {v!r}, not a {"whole " if whole else ""}number')
     return int(x) if whole else x
 
-# %% ../nbs/22_checkpoints.ipynb #dbb91cdb
+# %% ../nbs/22_checkpoints.ipynb #acb035ce
 def _recorded_schedule(cfg):
     "The `Schedule` that a configuration records, or None"
     get = lambda *names: _get(cfg, *(f'{s}.{n}' for s in ('schedules', 'diffusion') for n in names))
@@ -165,7 +180,8 @@ def _recorded_schedule(cfg):
     kind, T = get('schedule_type', 'schedule'), _T(cfg)
     if kind is None: return None
     if kind=='cosine': return Schedule.cosine(T, s=num('cosine_s', 0.008))
-    if kind in ('linear', 'quadratic'): return getattr(Schedule, kind)(T, num('beta_start', 1e-4), num('beta_end', 0.02))
+    if kind in ('linear', 'quadratic'):
+        return getattr(Schedule, kind)(T, num('beta_start', 1e-4), num('beta_end', 0.02))
     raise CheckpointError(f"its configuration gives the schedule as {kind!r}, which is none of linear, cosine, quadratic"
                           ": pass the trained one, schedule=Schedule(betas)")
 
@@ -175,14 +191,16 @@ def _T(cfg):
     T = _get(cfg, *_T_paths)
     return 1000 if T is None else _number(T, 'T', whole=True)
 
-# %% ../nbs/22_checkpoints.ipynb #3987e18a
-_predictions = dict(eps='eps', epsilon='eps', noise='eps', x0='x0', x_0='x0', x_start='x0', sample='x0', v='v', v_prediction='v', velocity='v')
+# %% ../nbs/22_checkpoints.ipynb #bcce23f7
+_predictions = dict(eps='eps', epsilon='eps', noise='eps', x0='x0', x_0='x0', x_start='x0', sample='x0',
+                    v='v', v_prediction='v', velocity='v')
 
 def _recorded_predicts(cfg):
     "What a configuration says that the network predicts, or None"
     name = _get(cfg, 'loss.parameterization', 'diffusion.parameterization', 'predicts')
     if name is None or name in list(_predictions): return _predictions.get(name)
-    raise CheckpointError(f"its configuration gives the prediction as {name!r}, which is none of eps, x0, v: pass predicts='eps', 'x0' or 'v'")
+    raise CheckpointError(f"its configuration gives the prediction as {name!r}, which is none of eps, x0, v: "
+                          "pass predicts='eps', 'x0' or 'v'")
 
 def _recorded_sides(cfg):
     "The image's height and width that a configuration records, or None"
@@ -190,22 +208,26 @@ def _recorded_sides(cfg):
     if size is None: return None
     both = size if isinstance(size, (list, tuple)) and len(size)==2 else (size, size)
     h,w = [_number(s, 'image_size', whole=True) for s in both]
-    if h<8 or w<8 or h%8 or w%8: raise CheckpointError(f'its configuration gives images of {h}×{w}, and the sides must be divisible by 8: pass the true shape=(c,h,w)')
+    if h<8 or w<8 or h%8 or w%8:
+        raise CheckpointError(f'its configuration gives images of {h}×{w}, and the sides must be divisible by 8: '
+                              'pass the true shape=(c,h,w)')
     return h,w
 
-# %% ../nbs/22_checkpoints.ipynb #f99cfe6c
+# %% ../nbs/22_checkpoints.ipynb #6974e667
 def _check_predicts(predicts):
-    if predicts not in ('eps', 'x0', 'v'): raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
+    if predicts not in ('eps', 'x0', 'v'):
+        raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
 
 def _checked_shape(shape, eighths=True):
     "`shape` as three positive integers, with sides that the U-Net can halve three times"
     ok = isinstance(shape, (tuple, list)) and len(shape)==3 and all(hasattr(n, '__index__') and n>0 for n in shape)
-    if not ok: raise RequestError(f'shape must be (channels, height, width), such as (1, 32, 32), not {shape!r}')
+    if not ok:
+        raise RequestError(f'shape must be (channels, height, width), such as (1, 32, 32), not {shape!r}')
     if eighths and (shape[1]%8 or shape[2]%8):
-        raise RequestError(f'image sides must be divisible by 8, not {shape[1]}×{shape[2]}; MNIST digits are enlarged to 32×32')
+        raise RequestError(f'image sides must be divisible by 8, not {shape[1]}×{shape[2]}; MNIST is enlarged to 32×32')
     return tuple(int(n) for n in shape)
 
-# %% ../nbs/22_checkpoints.ipynb #6385fd96
+# %% ../nbs/22_checkpoints.ipynb #c19919a2
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     "A trained network and what sampling must know about it"
@@ -223,31 +245,33 @@ class Checkpoint:
 
     def __post_init__(self):
         "Refuse what could not be sampled"
-        if not isinstance(self.schedule, Schedule): raise RequestError(f'schedule must be a Schedule, such as Schedule.linear(), not {self.schedule!r}')
+        if not isinstance(self.schedule, Schedule):
+            raise RequestError(f'schedule must be a Schedule, such as Schedule.linear(), not {self.schedule!r}')
         _check_predicts(self.predicts)
         object.__setattr__(self, 'shape', _checked_shape(self.shape, isinstance(self.net, UNet)))
         if self.predicts=='eps' and self.schedule.abar[-1]<1e-12:
-            raise CheckpointError('abar_T is 0: x_T is pure noise, and a network that predicts eps cannot tell x0 from it, since '
-                                  'x0 = (x_T − eps)/0; such a schedule needs one that predicts v or x0')
+            raise CheckpointError('abar_T is 0: x_T is pure noise, and a network that predicts eps cannot tell x0 from it, '
+                                  'since x0 = (x_T − eps)/0; such a schedule needs one that predicts v or x0')
 
-# %% ../nbs/22_checkpoints.ipynb #9a367cee
+# %% ../nbs/22_checkpoints.ipynb #f08a0417
 @patch
 def info(self:Checkpoint,
 )->dict: # name -> value, in the order in which it prints
     "Everything worth knowing about the checkpoint, ready to print"
     net, n = self.net, sum(p.numel() for p in self.net.parameters())
-    what = f'U-Net, C = {net.c}, D = {net.dim}, channels {net.c_in} → {net.c_out}' if isinstance(net, UNet) else type(net).__name__
+    what = type(net).__name__
+    if isinstance(net, UNet): what = f'U-Net, C = {net.c}, D = {net.dim}, channels {net.c_in} → {net.c_out}'
     if isinstance(net, UNet) and net.c_out==2*net.c_in: what += ' (learned variance)'
     return dict(file=Path(self.path).name if self.path else None, kind=self.kind, weights=self.weights,
-        epoch=self.epoch, step=self.step, data=self.dataset, shape='×'.join(map(str, self.shape)), schedule=_plain(self.schedule),
-        predicts=self.predicts, network=what, parameters=f'{n:,}', device=str(self.device), notes=self.notes)
+        epoch=self.epoch, step=self.step, data=self.dataset, shape=_plain(self.shape),
+        schedule=_plain(self.schedule), predicts=self.predicts, network=what, parameters=f'{n:,}', device=str(self.device), notes=self.notes)
 
 def _plain(v):
     "A value in few words"
     if isinstance(v, Schedule): return f'{v.name} (T = {v.T}, beta {v.beta[1]:.3g}…{v.beta[-1]:.3g})'
     return '×'.join(map(str, v)) if isinstance(v, tuple) else str(v)
 
-# %% ../nbs/22_checkpoints.ipynb #fcbd8a2c
+# %% ../nbs/22_checkpoints.ipynb #88af6f63
 @patch(as_prop=True)
 def device(self:Checkpoint): return next((p.device for p in self.net.parameters()), torch.device('cpu'))
 
@@ -256,7 +280,8 @@ def dataset(self:Checkpoint): return _get(self.config or {}, 'dataset.name', 'da
 
 @patch
 def __repr__(self:Checkpoint):
-    rows = [(k, '–' if v is None else v) for k,v in self.info().items() if k!='notes'] + [('note', n) for n in self.notes]
+    rows = [(k, '–' if v is None else v) for k,v in self.info().items() if k!='notes']
+    rows += [('note', n) for n in self.notes]
     return '\n'.join(f'{k:11}{v}' for k,v in rows)
 
 # %% ../nbs/22_checkpoints.ipynb #73e9ca9a
@@ -271,11 +296,12 @@ def pick_device(
     if d and d.type in there and (d.type!='cuda' or (d.index or 0)<torch.cuda.device_count()): return d
     raise RequestError(f"device {device!r} is not to be had here; there is {_some(there)}, or 'auto'")
 
-# %% ../nbs/22_checkpoints.ipynb #c43e56e4
+# %% ../nbs/22_checkpoints.ipynb #6aa18917
 def _settle(what, recorded, asked, default, log):
     "What the file records, else what is asked, else the default; with the log told"
     if recorded is not None:
-        if asked is not None and asked!=recorded: log.append(('clash', f'{what}: {_plain(recorded)} as the file records, not {_plain(asked)} as asked'))
+        if asked is not None and asked!=recorded:
+            log.append(('clash', f'{what}: {_plain(recorded)} as the file records, not {_plain(asked)} as asked'))
         return recorded
     if asked is None: log.append(('told', f'{what}: {_plain(default)} assumed, the file records none'))
     else: log.append(('note', f'{what}: {_plain(asked)} as asked, the file records none'))
@@ -289,10 +315,11 @@ def _record(read, cfg, asked, log):
         if asked is None: raise CheckpointError(str(e)) from None
         log.append(('told', str(e).split(': pass')[0]))
 
-# %% ../nbs/22_checkpoints.ipynb #e7c6061a
+# %% ../nbs/22_checkpoints.ipynb #10ab7bb6
 def _check_sizes(cfg, net, log):
     "A clash for every size in the configuration that the tensors contradict"
-    keys = dict(c_in=('in_channels','in_ch'), c_out=('out_channels','out_ch'), c=('model_channels','base_ch'), dim=('time_embed_dim',))
+    keys = dict(c_in=('in_channels','in_ch'), c_out=('out_channels','out_ch'),
+                c=('model_channels','base_ch'), dim=('time_embed_dim',))
     for attr,names in keys.items():
         said, true = _get(cfg, *(f'model.{n}' for n in names)), getattr(net, attr)
         if said is not None and str(said)!=str(true):
@@ -302,13 +329,15 @@ def _count(rec, key, log):
     "`epoch` or `step`, from the file or its metadata"
     whole = lambda v: int(v) if isinstance(v, (int, float)) and v==v or isinstance(v, str) and v.isdigit() else None
     inside, meta = whole(rec.get(key)), whole(_get(rec, f'metadata.{key}'))
-    if None not in (inside, meta) and inside!=meta: log.append(('clash', f'{key}: {inside} as the file says, not {meta} as its metadata says'))
+    if None not in (inside, meta) and inside!=meta:
+        log.append(('clash', f'{key}: {inside} as the file says, not {meta} as its metadata says'))
     return meta if inside is None else inside
 
 def _check_name(path, epoch, log):
     "A clash where the file's name speaks of another epoch"
     m = re.search(r'epoch_?(\d+)', path.name)
-    if m and epoch is not None and int(m[1])!=epoch: log.append(('clash', f'epoch: {epoch} as the file says, not {int(m[1])} as its name says'))
+    if m and epoch is not None and int(m[1])!=epoch:
+        log.append(('clash', f'epoch: {epoch} as the file says, not {int(m[1])} as its name says'))
 
 # %% ../nbs/22_checkpoints.ipynb #44daf085
 class CheckpointWarning(UserWarning):
@@ -322,19 +351,22 @@ def _checked_request(weights, schedule, predicts, shape):
         raise RequestError(f"schedule must be 'linear', 'cosine', 'quadratic' or a Schedule, not {schedule!r}")
     return None if shape is None else _checked_shape(shape)
 
-# %% ../nbs/22_checkpoints.ipynb #d2b0dddf
+# %% ../nbs/22_checkpoints.ipynb #c82152fc
 def _settle_all(rec, cfg, net, schedule, predicts, shape, log):
     "Schedule, prediction and shape of a checkpoint"
     known = _record(_recorded_schedule, cfg, schedule, log)
-    if known and (T := _T(cfg))!=known.T and _get(cfg, *_T_paths): log.append(('clash', f'T: {known.T} as the betas count, not {T} as the configuration says'))
-    if isinstance(schedule, str): schedule = known if known and known.name==schedule else getattr(Schedule, schedule)(known.T if known else _T(cfg))
+    if known and (T := _T(cfg))!=known.T and _get(cfg, *_T_paths):
+        log.append(('clash', f'T: {known.T} as the betas count, not {T} as the configuration says'))
+    if isinstance(schedule, str):
+        schedule = known if known and known.name==schedule else getattr(Schedule, schedule)(known.T if known else _T(cfg))
     schedule = _settle('schedule', known, schedule, known or schedule or Schedule.linear(_T(cfg)), log)
     predicts = _settle('predicts', _record(_recorded_predicts, cfg, predicts, log), predicts, 'eps', log)
     sides = _record(_recorded_sides, cfg, shape, log)
-    if shape and shape[0]!=net.c_in: log.append(('clash', f'channels: {net.c_in} as the tensors have it, not {shape[0]} as asked'))
+    if shape and shape[0]!=net.c_in:
+        log.append(('clash', f'channels: {net.c_in} as the tensors have it, not {shape[0]} as asked'))
     return schedule, predicts, (net.c_in, *_settle('image sides', sides, shape and shape[1:], (32,32), log))
 
-# %% ../nbs/22_checkpoints.ipynb #98c78d0b
+# %% ../nbs/22_checkpoints.ipynb #b38a3e57
 def _load(path, weights, schedule, predicts, shape, log):
     "The checkpoint in a file, on the CPU, and what there is to say about it in `log`"
     rec = _read(path)
@@ -343,37 +375,42 @@ def _load(path, weights, schedule, predicts, shape, log):
     net, cfg, epoch = unet_from_tensors(tensors), _config(rec), _count(rec, 'epoch', log)
     _check_sizes(cfg, net, log); _check_name(path, epoch, log)
     schedule, predicts, shape = _settle_all(rec, cfg, net, schedule, predicts, shape, log)
-    return Checkpoint(net, schedule, predicts, shape, epoch, _count(rec, 'step', log), weights, path, cfg or None, tuple(l for _,l in log), kind)
+    step = _count(rec, 'step', log)
+    return Checkpoint(net, schedule, predicts, shape, epoch, step, weights, path, cfg or None, tuple(l for _,l in log), kind)
 
-# %% ../nbs/22_checkpoints.ipynb #fc268be8
+# %% ../nbs/22_checkpoints.ipynb #6616103b
 def load_checkpoint(
     path=None, # file; None: the bundled MNIST checkpoint
     weights='ema', # 'ema' or 'raw'
     schedule=None, # where the file records none: a Schedule, 'linear', 'cosine' or 'quadratic'
     predicts=None, # where the file records none: 'eps', 'x0' or 'v'
     shape=None, # where the file records none: (c,h,w)
-    device=None, # see `pick_device`
+    device=None, # 'cuda', 'mps', 'cpu', …; None or 'auto': the fastest there is
     strict=False, # True: a contradiction is an error
-)->Checkpoint: # its network in eval mode, float32, on `device`, without gradients
+)->Checkpoint: # its network in eval mode, float32, on the device, without gradients
     "A checkpoint from a file, and a warning about everything that is not as asked"
     shape, device, log = _checked_request(weights, schedule, predicts, shape), pick_device(device), []
     path = _bundled_path() if path is None else Path(path).expanduser()
     try: ck = _load(path, weights, schedule, predicts, shape, log)
     except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
-    if strict and (clash := [l for k,l in log if k=='clash']): raise CheckpointError(f'{path}: ' + '; '.join(clash))
-    if loud := [l for k,l in log if k!='note']: warnings.warn(f'{path.name}: ' + '; '.join(loud), CheckpointWarning, stacklevel=2)
+    if strict and (clash := [l for k,l in log if k=='clash']):
+        raise CheckpointError(f'{path}: ' + '; '.join(clash))
+    if loud := [l for k,l in log if k!='note']:
+        warnings.warn(f'{path.name}: ' + '; '.join(loud), CheckpointWarning, stacklevel=2)
     ck.net.to(device)
     return ck
 
-# %% ../nbs/22_checkpoints.ipynb #7b4d1c5e
+# %% ../nbs/22_checkpoints.ipynb #b151136e
 def bundled_checkpoints(
 )->list: # dictionaries with file, path, epoch, step, sha256, test_loss, test_loss_se; by epoch
     "The checkpoints that come with the library; the last is the default"
     assets = files('ddpm_sampling')/'assets'
     if not (listing := assets/'checkpoints.json').is_file(): return []
-    return sorted((dict(e, path=Path(str(assets/e['file']))) for e in json.loads(listing.read_text(encoding='utf-8'))), key=lambda e: e['epoch'])
+    entries = json.loads(listing.read_text(encoding='utf-8'))
+    return sorted((dict(e, path=Path(str(assets/e['file']))) for e in entries), key=lambda e: e['epoch'])
 
 def _bundled_path():
     "The file of the default checkpoint"
-    if not (all_ := bundled_checkpoints()): raise CheckpointError('this installation brought no checkpoint along: give the path of one')
+    if not (all_ := bundled_checkpoints()):
+        raise CheckpointError('this installation brought no checkpoint along: give the path of one')
     return all_[-1]['path']

@@ -71,14 +71,15 @@ class UNet(nn.Module):
         self.up3, self.up2, self.up1 = Block(8*c, 2*c, dim), Block(4*c, c, dim), Block(2*c, c, dim)
         self.output_conv = nn.Conv2d(c, c_out, 3, padding=1)
 
-# %% ../nbs/20_networks.ipynb #b09f2d65
+# %% ../nbs/20_networks.ipynb #ea12b02e
 @patch
 def forward(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
     t:Tensor, # the network's own timestep, (b,) integers 0..T-1
 )->Tensor: # the prediction, (b,c_out,h,w)
     "What the network predicts from `x` at its timestep `t`"
-    if x.shape[-1]%8 or x.shape[-2]%8: raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: the network halves them three times')
+    if x.shape[-1]%8 or x.shape[-2]%8:
+        raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: they are halved three times')
     emb = self.time_embed(t)
     h1 = self.down1(self.input_conv(x), emb)
     h2 = self.down2(F.avg_pool2d(h1, 2), emb)
@@ -92,13 +93,14 @@ def forward(self:UNet,
 class CheckpointError(ValueError):
     "A checkpoint that cannot be used; the message says what was found and what was expected"
 
-# %% ../nbs/20_networks.ipynb #4450d65c
+# %% ../nbs/20_networks.ipynb #03072eac
 def _bare_names(tensors):
     "The same tensors under the names that the network gave them"
     out = {}
     for n,v in tensors.items():
         bare = '.'.join(p for p in str(n).split('.') if p not in ('module', '_orig_mod'))
-        if bare in out: raise CheckpointError(f'two tensors are both called `{bare}` without their wrappers\' prefixes')
+        if bare in out:
+            raise CheckpointError(f'two tensors are both called `{bare}` without their wrappers\' prefixes')
         out[bare] = v
     return out
 
@@ -108,37 +110,46 @@ def _some(items, n=3):
     items = list(items)
     return ', '.join(items[:n]) + (f' and {len(items)-n} more' if len(items)>n else '')
 
-# %% ../nbs/20_networks.ipynb #e515c5f0
+# %% ../nbs/20_networks.ipynb #55b248fc
 def _unet_sizes(tensors):
     "c_in, c_out, c and dim, read off the shapes of three tensors"
     shape = lambda n, d: tuple(v.shape) if isinstance(v:=tensors.get(n), Tensor) and v.ndim==d else None
     first, last, time = shape('input_conv.weight', 4), shape('output_conv.weight', 4), shape('time_embed.mlp.3.weight', 2)
     if not (first and last and time):
-        raise CheckpointError(f'not the tensors of a Day-6 U-Net: it has `input_conv.weight` (C,C_in,3,3), `output_conv.weight` (C_out,C,3,3) and '
+        raise CheckpointError('not the tensors of a Day-6 U-Net: it has `input_conv.weight` (C,C_in,3,3), '
+            '`output_conv.weight` (C_out,C,3,3) and '
             f'`time_embed.mlp.3.weight` (D,4D); found {_some([f"`{n}`" for n in tensors]) or "nothing"}')
     (c,c_in), c_out, dim = first[:2], last[0], time[0]
-    if c<8 or c%8: raise CheckpointError(f'`input_conv.weight` has {c} channels: a Day-6 U-Net has a multiple of 8')
-    if dim<4 or dim%2: raise CheckpointError(f'`time_embed.mlp.3.weight` has width {dim}: a Day-6 U-Net has an even one, at least 4')
-    if c_out not in (c_in, 2*c_in): raise CheckpointError(f'{c_in} channels in and {c_out} out: expected {c_in}, or {2*c_in} with a learned variance')
+    if c<8 or c%8:
+        raise CheckpointError(f'`input_conv.weight` has {c} channels: a Day-6 U-Net has a multiple of 8')
+    if dim<4 or dim%2:
+        raise CheckpointError(f'`time_embed.mlp.3.weight` has width {dim}: a Day-6 U-Net has an even one, at least 4')
+    if c_out not in (c_in, 2*c_in):
+        raise CheckpointError(f'{c_in} channels in and {c_out} out: expected {c_in}, or {2*c_in} with a learned variance')
     return c_in, c_out, c, dim
 
-# %% ../nbs/20_networks.ipynb #0b0b2483
+# %% ../nbs/20_networks.ipynb #9341fea0
 def _check_shapes(tensors, want):
     "An error that names every kind of disagreement between the tensors and the shapes wanted"
     ok = lambda v: isinstance(v, Tensor) and v.is_floating_point() and v.layout==torch.strided and not v.is_meta
-    say = lambda v: f'{tuple(v.shape)}' + ('' if ok(v) else f' of {v.dtype}') if isinstance(v, Tensor) else f'a {type(v).__name__}'
+    def say(v):
+        if not isinstance(v, Tensor): return f'a {type(v).__name__}'
+        return f'{tuple(v.shape)}' + ('' if ok(v) else f' of {v.dtype}')
     missing = [f'`{n}` {s}' for n,s in want.items() if n not in tensors]
     surplus = [f'`{n}` {say(v)}' for n,v in tensors.items() if n not in want]
-    wrong = [f'`{n}` is {say(v)}, expected {want[n]}' for n,v in tensors.items() if n in want and not (ok(v) and tuple(v.shape)==want[n])]
+    wrong = [f'`{n}` is {say(tensors[n])}, expected {s}' for n,s in want.items()
+             if n in tensors and not (ok(v := tensors[n]) and tuple(v.shape)==s)]
     said = [f'{k}: {_some(l)}' for k,l in (('missing',missing), ('surplus',surplus), ('wrong shape',wrong)) if l]
     if said: raise CheckpointError('the tensors do not fit a Day-6 U-Net; ' + '; '.join(said))
 
-# %% ../nbs/20_networks.ipynb #505b8d66
+# %% ../nbs/20_networks.ipynb #b52bb1a5
 def _as_float32(tensors):
     "All tensors in float32, each looked at for NaN and infinity"
     out = {n: v.detach().to(torch.float32, copy=True) for n,v in tensors.items()}
     for n,v in out.items():
-        if not v.isfinite().all(): raise CheckpointError(f'`{n}` holds {"NaN" if v.isnan().any() else "an infinite number"}: these weights are broken, take an earlier checkpoint')
+        if not v.isfinite().all():
+            what = 'NaN' if v.isnan().any() else 'an infinite number'
+            raise CheckpointError(f'`{n}` holds {what}: these weights are broken, take an earlier checkpoint')
     return out
 
 # %% ../nbs/20_networks.ipynb #8e8b597e
