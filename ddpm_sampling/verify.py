@@ -122,8 +122,8 @@ def _readings(probe):
         ('range', '[0,1]', dict(x0=(x + 1)/2)), ('range', 'mean 0, deviation 1', dict(x0=(x - x.mean())/x.std())),
         ('range', 'black and white exchanged', dict(x0=-x))]
 
-# %% ../nbs/24_verify.ipynb #24480509
-def _shifted(k): return f'index {abs(k)} {"lower" if k<0 else "higher"} than t − 1'
+# %% ../nbs/24_verify.ipynb #340fd8d1
+def _shifted(k): return f'index {abs(k)}{" or more"*(abs(k) in (2,30))} {"lower" if k<0 else "higher"} than t − 1'
 
 # %% ../nbs/24_verify.ipynb #e518815d
 def _fits_better(alt, rec, least=.25, z=4):
@@ -141,18 +141,18 @@ def _best_shift(ck, x0, ts, shifts, seed):
         return L[k]
     return min(shifts, key=lambda k: at(k).mean()), at
 
-# %% ../nbs/24_verify.ipynb #183c1ff6
+# %% ../nbs/24_verify.ipynb #b07f8c4b
 def _shift(ck, x0, seed=0):
     "(shift of the index that the network wants, losses there, losses unshifted), or None"
     if ck.schedule.T<168: return None
     k, at = _best_shift(ck, x0[:24], np.arange(36, 84, 2), (0,-5,5,-10,10,-30,30), seed)
-    if k:
+    if _fits_better(at(k), at(0), .1):
         _, near = _best_shift(ck, x0[:24], np.arange(14, 19), (0,), seed)
         _, far = _best_shift(ck, x0[:24], np.arange(72, 168, 4), (0,), seed)
-        same = near(k).mean()<=near(k//2).mean() and far(k).mean()<far(3*k).mean()
-        return (k, at(k), at(0)) if same and _fits_better(at(k), at(0), .1) else None
+        return (k, at(k), at(0)) if near(k).mean()<=near(k//2).mean() and far(k).mean()<far(3*k).mean() else None
+    least = .1 if k else .04
     k, at = _best_shift(ck, x0[:24], [2,3], (0,-1,1,-2,2), seed)
-    return (k, at(k), at(0)) if k and _fits_better(at(k), at(0), .04) else None
+    return (k, at(k), at(0)) if _fits_better(at(k), at(0), least) else None
 
 # %% ../nbs/24_verify.ipynb #fc52931a
 def _raw_net(ck):
