@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COUNT', 'SEED', 'KEYS', 'DEFAULTS', 'read_config', 'main']
 
-# %% ../nbs/60_cli.ipynb #e188c72a
-import argparse, os, sys, tempfile, time, warnings, zlib
-from contextlib import contextmanager
+# %% ../nbs/60_cli.ipynb #9f03ba49
+import argparse, math, os, sys, tempfile, time, warnings, zlib
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -122,7 +122,7 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/60_cli.ipynb #7a0c6ef8
+# %% ../nbs/60_cli.ipynb #d91e384e
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
@@ -136,11 +136,26 @@ def _sampling_options(p):
     a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic')
     a('--clip', action=argparse.BooleanOptionalAction, help='keep predictions of the image in [-1, 1] (default: yes)')
     a('--seed', type=_whole(SEED), metavar='I', help='image i depends on (seed, i) alone (default: 0)')
-    a('--num-samples', type=_whole(COUNT), metavar='N', help='how many images (default: 64)')
     a('--batch-size', type=_whole(COUNT), metavar='N', help='how many at a time; changes no image (default: 64)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
-# %% ../nbs/60_cli.ipynb #feb39a15
+def _grid_options(p):
+    "What only `sample.grid` takes"
+    p.add_argument('--num-samples', type=_whole(COUNT), metavar='N', help='how many images (default: 64)')
+
+# %% ../nbs/60_cli.ipynb #58bce2a8
+def _film_options(p):
+    "What only `sample.traj` takes"
+    which = p.add_mutually_exclusive_group()
+    which.add_argument('--idx', type=_numbers, metavar='I', help='which image of the seed, or several with commas: a grid (default: 0)')
+    which.add_argument('--num-samples', type=_whole(COUNT), metavar='N', help='the first N images instead')
+    a = p.add_argument
+    a('--record-every', type=_whole(COUNT), metavar='K', help='every K-th step is a frame, and always the first and the last (default: 10)')
+    a('--fps', type=float, metavar='F', help='frames a second (default: 12)')
+    a('--format', choices=('gif', 'mp4', 'both'), help='what to write (default: gif)')
+    a('--guess', action='store_true', default=None, help='beside each picture, what the network takes it for')
+
+# %% ../nbs/60_cli.ipynb #7f678403
 def _whole(kind):
     "The reader of a whole number from a range"
     def read(text):
@@ -155,11 +170,17 @@ def _steps(text):
     except ValueError: raise argparse.ArgumentTypeError(f'a number such as 50, or a list such as 1000,500,100, not {text!r}')
     return ts if ',' in text else ts[0]
 
-# %% ../nbs/60_cli.ipynb #88a890ea
+def _numbers(text):
+    "What --idx takes: whole numbers with commas"
+    try: return [_as(SEED, i) for i in text.split(',')]
+    except (ValueError, OverflowError): raise argparse.ArgumentTypeError(f'a number such as 5, or a list such as 0,1,2,3, each at least 0, not {text!r}')
+
+# %% ../nbs/60_cli.ipynb #84dd2112
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False,
     sampler='ddpm', steps=None, eta=None, variance=None, spacing=None, clip=True,
-    seed=0, num_samples=64, batch_size=64, out='outputs', grid=None)
+    seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
+    idx=None, record_every=10, fps=12., format=None, guess=False, anim=None)
 
 def _settle(args, cfg):
     "What is to be done: argument before configuration before default"
@@ -169,7 +190,10 @@ def _settle(args, cfg):
     if given.get('sampler', 'ddpm') == 'ddpm': keys['variance'] = 'diffusion.posterior_var'
     said = {k: cfg[key] for k, key in keys.items() if key in cfg}
     if 'weights' in said: said['weights'] = 'ema' if said['weights'] else 'raw'
-    if 'out' not in given: said['grid'] = cfg.get('sample.save_grid_path')
+    if 'out' not in given: said |= {'grid': cfg.get('sample.save_grid_path'), 'anim': cfg.get('sample.save_anim_path')}
+    if hasattr(args, 'record_every'):                         # a film: of image 0, if no argument says otherwise
+        given.setdefault('idx', list(range(given.get('num_samples', 1))))
+        given['num_samples'] = len(given['idx'])
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
 
 # %% ../nbs/60_cli.ipynb #508d5c9f
@@ -234,23 +258,40 @@ def _load(a, cfg):
     _confront(cfg, ck, a.strict)
     return ck
 
-# %% ../nbs/60_cli.ipynb #a62b8e1d
-def _grid_name(a, ck, plan):
-    "A file name that tells all settings on which the picture depends"
+# %% ../nbs/60_cli.ipynb #f4a2160f
+def _name(a, ck, plan, own):
+    "A file name, without its ending, that tells all settings on which a picture depends; `own`: the command's"
     from ddpm_sampling.checkpoints import bundled_checkpoints
     shipped = any(ck.path == b['path'] for b in bundled_checkpoints())
     parts = [ck.path.stem + ('' if shipped else f'-{zlib.crc32(ck.path.read_bytes()):08x}'), ck.weights]
     parts += [f'{a.sampler}{len(plan)}' + (f'-{plan.key}' if isinstance(a.steps, list) else '')]
     parts += [f'{k}{v:g}' if k else v for k, v in (('eta', a.eta), ('', a.variance), ('', a.spacing)) if v not in (None, 'posterior')]
     if not a.clip: parts += ['noclip']
-    if a.num_samples != 64: parts += [f'n{a.num_samples}']
-    return '_'.join(parts + [f'seed{a.seed}']) + '.png'
+    return '_'.join([*parts, *own, f'seed{a.seed}'])
+
+# %% ../nbs/60_cli.ipynb #17e4b1eb
+def _filled(path, ck):
+    "A path in which {E} is the checkpoint's epoch"
+    return Path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch))).expanduser()
 
 def _grid_path(a, ck, plan):
     "Where the grid is written: a file that was named, or a telling name in a folder"
-    fill = lambda path: Path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch))).expanduser()
-    if a.grid and a.grid.lower().endswith('.png'): return fill(a.grid)
-    return (fill(a.grid) if a.grid else fill(a.out)/'grids')/_grid_name(a, ck, plan)
+    if a.grid and a.grid.lower().endswith('.png'): return _filled(a.grid, ck)
+    own = [f'n{a.num_samples}'] if a.num_samples != 64 else []
+    return (_filled(a.grid, ck) if a.grid else _filled(a.out, ck)/'grids')/f'{_name(a, ck, plan, own)}.png'
+
+# %% ../nbs/60_cli.ipynb #04754ba3
+def _film_paths(a, ck, plan):
+    "Where films are written, and the strip"
+    named = a.anim and a.anim.lower().endswith(('.gif', '.mp4'))
+    ends = {None: [a.anim[-3:].lower() if named else 'gif'], 'both': ['gif', 'mp4']}.get(a.format, [a.format])
+    base = _filled(a.anim[:-4], ck) if named else (_filled(a.anim, ck) if a.anim else _filled(a.out, ck)/'animations')/_name(a, ck, plan, _film_settings(a))
+    return [base.with_name(f'{base.name}.{end}') for end in ends], base.with_name(f'{base.name}_strip.png')
+
+def _film_settings(a):
+    "What a film depends on beside what every picture does"
+    numbers = '-'.join(map(str, a.idx)) if len(a.idx) < 6 else f'{a.idx[0]}-{a.idx[-1]}-{zlib.crc32(repr(a.idx).encode()):08x}'
+    return ['idx' + numbers, *[f'{k}{v:g}' for k, v, usual in (('every', a.record_every, 10), ('fps', a.fps, 12)) if v != usual], *['x0']*a.guess]
 
 # %% ../nbs/60_cli.ipynb #ddc1004f
 def _sample_grid(a, cfg):
@@ -304,6 +345,47 @@ def _sampled(a, ck):
     seconds, batches = time.perf_counter() - start, -(-len(x)//a.batch_size)
     return x, f'{len(calls)//batches} network evaluations an image, {seconds:.1f} s, {len(x)/seconds:.1f} images/s'
 
+# %% ../nbs/60_cli.ipynb #e94f9b28
+def _sample_traj(a, cfg):
+    "`ddpm sample.traj`: sample, and film it"
+    from ddpm_sampling.samplers import resolve
+    from ddpm_sampling.trajectories import even_rows, film_strip, pick_rows, trajectory, write_figure
+    ck = _load(a, cfg)
+    step, plan = resolve(ck, a.steps, a.sampler, a.eta, a.variance, a.spacing)
+    films, strip = _film_paths(a, ck, plan)
+    rows, few = pick_rows(len(plan), a.record_every), even_rows(plan, min(10, len(plan) + 1))
+    wanted = sorted({*rows, *few})
+    states = trajectory(ck, None, a.steps, a.sampler, a.seed, a.eta, a.variance, a.spacing, a.clip, a.idx,
+                        batch_size=a.batch_size, progress=False if a.quiet else None, rows=wanted)
+    with closing(states):
+        kept, cost = _filmed(a, films, zip(wanted, states), rows, few, lambda: _tell(a, _request_in_words(a, ck, step, plan) | _film_in_words(a, ck, rows)))
+    write_figure(strip, film_strip(kept))
+    _tell(a, {'done': cost})
+    for path in [*films, strip]: print(path if a.quiet else f'{"wrote":11} {path}')
+    return 0
+
+# %% ../nbs/60_cli.ipynb #9a549165
+def _filmed(a, films, states, rows, few, begin):
+    "Write the films; the states of the strip, and what it cost in words"
+    from ddpm_sampling.animations import animation, frame_of
+    from ddpm_sampling.trajectories import as_bytes
+    start, kept = time.perf_counter(), []
+    with ExitStack() as stack:
+        adders = [stack.enter_context(animation(path, a.fps)) for path in films]
+        _try_folder(films[0].parent)
+        begin()
+        for i, st in states:
+            if i in rows:
+                for add in adders: add(frame_of(st, min(8, math.ceil(len(a.idx)**.5)), guess=a.guess))
+            if i in few: kept += as_bytes([st])
+    return kept, f'{st.nfe} network evaluations an image, {time.perf_counter() - start:.1f} s'
+
+def _film_in_words(a, ck, rows):
+    "The lines of a request that are about the film"
+    numbers = ', '.join(map(str, a.idx if len(a.idx) < 9 else [*a.idx[:3], '…', a.idx[-1]]))
+    return {'images': f'number {numbers} of seed {a.seed}, {"×".join(map(str, ck.shape))}, on {ck.device}',
+            'frames': f'{len(rows)}, {a.fps:g} a second, and 2 s for the last'}
+
 # %% ../nbs/60_cli.ipynb #90d5906d
 def _info(a, cfg):
     "`ddpm info`: what a checkpoint holds, and whether it passes the self-test"
@@ -314,11 +396,12 @@ def _info(a, cfg):
     print(test)
     return 1 if test.ok is False else 0           # None: there were no images to test it on
 
-# %% ../nbs/60_cli.ipynb #1b97fa3e
+# %% ../nbs/60_cli.ipynb #7e7bc5af
 def _commands():
     "name -> (function, options, one line about it)"
     return {
-        'sample.grid': (_sample_grid, (_sampling_options, _file_options), 'draw a grid of samples, a PNG below OUT/grids'),
+        'sample.grid': (_sample_grid, (_grid_options, _sampling_options, _file_options), 'draw a grid of samples, a PNG below OUT/grids'),
+        'sample.traj': (_sample_traj, (_film_options, _sampling_options, _file_options), 'film the way from noise to images, a GIF or MP4 below OUT/animations'),
         'info': (_info, (_info_options, _file_options), 'tell what a checkpoint holds, and whether it passes the self-test')}
 
 def _info_options(p):
