@@ -421,7 +421,7 @@ def _parser():
         q.set_defaults(run=run)
     return p
 
-# %% ../nbs/60_cli.ipynb #86f3e69d
+# %% ../nbs/60_cli.ipynb #e7119393
 def main(
     argv=None, # arguments, without the program's name; None: those of this process
 ): # 0 success, 2 a mistake in the request, 1 a failure, 130 interrupted
@@ -434,7 +434,9 @@ def main(
         sys.stdout.flush()
         return code
     except SystemExit as e: return e.code                    # argparse has answered already
-    except KeyboardInterrupt: return _fail(130, 'interrupted; nothing is left half-written')
+    except KeyboardInterrupt:
+        sys.unraisablehook = lambda *_: None                 # what was interrupted in its making complains when it is cleared away
+        return _fail(130, 'interrupted; nothing is left half-written')
     except BrokenPipeError:                                  # whoever read our output has left, as in `ddpm … | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
