@@ -1,7 +1,7 @@
 """With this folder on PYTHONPATH and NB_LOG set, every notebook that execnb runs leaves one JSON line in the file NB_LOG:
 its name, how many code cells ran, in how many seconds, whether all went well, and every printed line that starts with
 `SKIPPED:`. So CI can tell what `nbdev_test`, which shows output of failures alone, has really run."""
-import json, os, time
+import json, os, sys, time
 
 def watch(log):
     from execnb.shell import CaptureShell
@@ -30,6 +30,5 @@ def watch(log):
 
     CaptureShell.__init__, CaptureShell._run, CaptureShell.run_all = new_init, new_run, new_run_all
 
-if os.environ.get('NB_LOG'):
-    try: watch(os.environ['NB_LOG'])
-    except ImportError: pass     # pip and venv run under it too, before execnb is there
+# In nbdev_test and its workers alone: a Python that a notebook starts is not touched.
+if os.environ.get('NB_LOG') and any('nbdev_test' in a or 'multiprocessing' in a for a in sys.orig_argv): watch(os.environ['NB_LOG'])
