@@ -19,7 +19,6 @@ def watch(log):
 
     def new_run_all(self, *args, **kwargs):
         start, self.seen['cells'] = time.time(), 0
-        os.environ.pop('NB_LOG', None)       # programs that a notebook starts are not watched
         try:
             res = run_all(self, *args, **kwargs)
             self.seen['ok'] = True
