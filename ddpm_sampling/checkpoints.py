@@ -131,7 +131,7 @@ def _weight_sets(
     raise CheckpointError(f'no weights in it: it holds {_some([f"`{k}`" for k in rec], 6) or "nothing"}; '
                           'expected `model_state_dict`, `model`, `state_dict` or the tensors themselves')
 
-# %% ../nbs/22_checkpoints.ipynb #527dc8c8
+# %% ../nbs/22_checkpoints.ipynb #76fbb6ce
 def _choose(sets, weights, log):
     "The tensors to use, and what they are"
     if weights in sets: return sets[weights], weights
@@ -139,7 +139,7 @@ def _choose(sets, weights, log):
         raise CheckpointError("the file holds EMA weights only: ask for weights='ema', "
                               'or take the `checkpoint_epoch_*.pt` of that epoch')
     if 'raw' in sets:
-        log.append(('clash', 'weights: RAW, not EMA as asked: the file has no EMA weights, and raw ones sample worse'))
+        log.append(('clash', 'weights: RAW, not EMA as asked: the file has no EMA weights, and raw ones usually sample worse'))
     else:
         level = 'told' if weights=='ema' else 'note'
         log.append((level, 'weights: taken for raw, the file does not say whether they are raw or EMA'))
@@ -284,7 +284,7 @@ def __repr__(self:Checkpoint):
     rows += [('note', n) for n in self.notes]
     return '\n'.join(f'{k:11}{v}' for k,v in rows)
 
-# %% ../nbs/22_checkpoints.ipynb #73e9ca9a
+# %% ../nbs/22_checkpoints.ipynb #9f1fa2bb
 def pick_device(
     device=None, # 'cuda', 'mps', 'cpu', 'cuda:1', a torch.device; None or 'auto': CUDA, then MPS, then the CPU
 )->torch.device: # one that exists here
@@ -294,7 +294,7 @@ def pick_device(
     try: d = torch.device(device)
     except (RuntimeError, TypeError): d = None
     if d and d.type in there and (d.type!='cuda' or (d.index or 0)<torch.cuda.device_count()): return d
-    raise RequestError(f"device {device!r} is not to be had here; there is {_some(there)}, or 'auto'")
+    raise RequestError(f"device {device!r} is not available here; there is {_some(there)}, or 'auto'")
 
 # %% ../nbs/22_checkpoints.ipynb #6aa18917
 def _settle(what, recorded, asked, default, log):

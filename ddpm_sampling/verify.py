@@ -176,7 +176,7 @@ class SelfTest:
     loss: tuple = () # mean over all bins, its standard error, pixel filter
     tried: tuple = () # (family, best other reading, its loss, loss of the record)
 
-# %% ../nbs/24_verify.ipynb #9bc4f924
+# %% ../nbs/24_verify.ipynb #d60a014b
 @patch
 def __repr__(self:SelfTest):
     row = lambda name, cells: f'{name:14}' + ''.join(f'{c:>10}' for c in cells)
@@ -184,8 +184,9 @@ def __repr__(self:SelfTest):
     if self.bins: lines += [row('t', [f'{a}…{b}' for a,b,*_ in self.bins] + ['all']),
         row('loss', [f'{l:.4f}' for *_,l,_ in self.bins] + [f'{self.loss[0]:.4f} ± {self.loss[1]:.4f}'.rjust(17)]),
         row('pixel filter', [f'{f:.4f}' for *_,f in self.bins] + [f'{self.loss[2]:.4f}'])]
+    lines += ['other readings, on a few of the images:']*bool(self.tried)
     lines += [f'{"read as":14}{family} {name}: {alt:.4f}, as recorded {rec:.4f}' for family,name,alt,rec in self.tried]
-    verdict = {True: 'passed: the record fits best', False: 'FAILED', None: 'not run'}[self.ok]
+    verdict = {True: 'passed: no other reading fits clearly better', False: 'FAILED', None: 'not run'}[self.ok]
     return '\n'.join(lines + [f'{"verdict":14}{verdict}'] + [f'{"":14}{l}' for l in self.findings + self.remarks])
 
 # %% ../nbs/24_verify.ipynb #b564a0ff
