@@ -104,10 +104,18 @@ def _flat(path):
         else: raise _mistake(f'{path.name}: {k} is a section with keys of its own, not {v!r}')
     return flat
 
-# %% ../nbs/60_cli.ipynb #26783a23
+# %% ../nbs/60_cli.ipynb #cb17f289
 class _Parser(argparse.ArgumentParser):
     "A parser whose mistakes are one line"
     def error(self, message): self.exit(2, f'ddpm: error: {message} (see {self.prog} --help)\n')
+    def parse_known_args(self, args=None, namespace=None):
+        "As argparse, but a command answers for its own options, and names the nearest"
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            from difflib import get_close_matches
+            near = get_close_matches(unknown[0], self._option_string_actions, 1)
+            self.error(f'unrecognized arguments: {" ".join(unknown)}' + (f'; did you mean {near[0]}?' if near else ''))
+        return known, unknown
 
 # %% ../nbs/60_cli.ipynb #9fd95ac1
 def _file_options(p):
