@@ -108,40 +108,6 @@ def _placed(net, device):
     if device is None or (device := pick_device(device)) == _weights_of(net)[0]: return net
     return copy.deepcopy(net).to(device)
 
-# %% ../nbs/28_samplers.ipynb #afac7990
-def sample(
-    ck,              # Checkpoint
-    n=None,          # how many images; None: as many as idx or x_T has, else 64
-    steps=None,      # how many, 1…T, or a decreasing list of levels; None: T for ddpm, else 50
-    sampler='ddpm',  # a name from SAMPLERS, or a step function
-    seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
-    eta=None,        # for ddim: from 0, deterministic (the default), to 1, ancestral
-    variance=None,   # for ddpm: 'posterior' (the default), 'beta' or 'learned'
-    spacing=None,    # a name from SPACINGS; None: linspace
-    clip=True,       # keep x̂₀ in [-1,1]; False: as computed; a number: another bound
-    idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
-    x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx
-    batch_size=64,   # images at a time; changes no image
-    device=None,     # where to compute, see pick_device; None: where the network is
-    progress=False,  # True: a progress bar on standard error; None: only if that is a terminal
-): # images, (n,c,h,w) float32 (float64 for a float64 network) on the checkpoint's device; in [-1,1] if clipped
-    "Draw images from a checkpoint"
-    step, plan = resolve(ck, steps, sampler, eta, variance, spacing)
-    x_T = None if x_T is None else torch.as_tensor(x_T)
-    idx = _images(n, idx, x_T, ck.shape)
-    seed, size = _whole(seed, 'seed', 0, 2**64 - 1), _whole(batch_size, 'batch_size', 1)
-    net = _placed(ck.net, device)
-    device, dtype = _weights_of(net)
-    state = dict(device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    den, out = denoiser(lambda x, i: net(x.to(dtype), i), ck.schedule, ck.predicts, _bound(clip)), []
-    with _evaluating(net), _bar(progress, len(plan)*-(-len(idx)//size)) as bar:
-        for k in range(0, len(idx), size):
-            noise = lambda t, visit: keyed_noise(seed, idx[k:k+size], ck.shape, t, visit).to(**state)
-            x = noise(0, 0) if x_T is None else x_T[k:k+size].to(**state)
-            for st in sample_steps(den, plan, x, step, noise): bar.update(st.t > 0)
-            out.append(st.x.to(_weights_of(ck.net)[0]))
-    return torch.cat(out)
-
 # %% ../nbs/28_samplers.ipynb #366e383c
 def _bound(clip):
     "What the denoiser wants to know of `clip`: a bound or None"
@@ -154,3 +120,45 @@ def _bar(progress, total):
     from tqdm import tqdm
     off = None if progress is None else not progress                       # None: off unless standard error is a terminal
     return tqdm(total=total, disable=off, unit='step', leave=False, dynamic_ncols=True)
+
+# %% ../nbs/28_samplers.ipynb #e558ce61
+def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device):
+    "(network, for each batch a function that starts its generator of states); all of the request is checked"
+    x_T = None if x_T is None else torch.as_tensor(x_T)
+    idx = _images(n, idx, x_T, ck.shape)
+    seed, size = _whole(seed, 'seed', 0, 2**64 - 1), _whole(batch_size, 'batch_size', 1)
+    net = _placed(ck.net, device)
+    device, dtype = _weights_of(net)
+    state = dict(device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    den = denoiser(lambda x, i: net(x.to(dtype), i), ck.schedule, ck.predicts, _bound(clip))
+    def start(k):
+        noise = lambda t, visit: keyed_noise(seed, idx[k:k+size], ck.shape, t, visit).to(**state)
+        x = noise(0, 0) if x_T is None else x_T[k:k+size].to(**state)
+        return sample_steps(den, plan, x, step, noise)
+    return net, [partial(start, k) for k in range(0, len(idx), size)]
+
+# %% ../nbs/28_samplers.ipynb #5b05a777
+def sample(
+    ck,              # Checkpoint
+    n=None,          # how many images; None: as many as idx or x_T has, else 64
+    steps=None,      # how many, 1…T, or a decreasing list of levels; None: T for ddpm, else 50
+    sampler='ddpm',  # a name from SAMPLERS, or a step function
+    seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
+    eta=None,        # for ddim: from 0, deterministic (the default), to 1, ancestral
+    variance=None,   # for ddpm: 'posterior' (the default), 'beta' or 'learned'
+    spacing=None,    # a name from SPACINGS; None: linspace
+    clip=True,       # keep x̂₀ in [-1,1]; False: as computed; a number: another bound
+    idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
+    x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx
+    batch_size=64,   # images at a time; changes images only by rounding
+    device=None,     # where to compute, see pick_device; None: where the network is
+    progress=False,  # True: a progress bar on standard error; None: only if that is a terminal
+): # images, (n,c,h,w) float32 (float64 for a float64 network) on the checkpoint's device; in [-1,1] if clipped
+    "Draw images from a checkpoint"
+    step, plan = resolve(ck, steps, sampler, eta, variance, spacing)
+    net, starts, out = *_batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device), []
+    with _evaluating(net), _bar(progress, len(plan)*len(starts)) as bar:
+        for start in starts:
+            for st in start(): bar.update(st.t > 0)
+            out.append(st.x.to(_weights_of(ck.net)[0]))
+    return torch.cat(out)

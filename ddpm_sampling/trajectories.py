@@ -6,15 +6,13 @@
 __all__ = ['pick_rows', 'even_rows', 'recorded', 'as_bytes', 'trajectory', 'picture', 'film_strip', 'write_figure', 'cloud_strip',
            'plot_paths', 'score', 'plot_score']
 
-# %% ../nbs/30_trajectories.ipynb #f83d6bc8
+# %% ../nbs/30_trajectories.ipynb #a7496d72
 import math
 import numpy as np, torch
 from .schedules import RequestError
 from .plans import distinct, nearest
-from .denoisers import denoiser
-from .loop import keyed_noise, sample_steps
 from .images import image_grid, to_uint8, whole_file
-from .samplers import _bar, _bound, _evaluating, _images, _placed, _weights_of, _whole, resolve
+from .samplers import _bar, _batches, _evaluating, _whole, resolve
 
 # %% ../nbs/30_trajectories.ipynb #3e1ddbaf
 def pick_rows(
@@ -62,7 +60,7 @@ def as_bytes(
     "Keep states as 256 grey levels, a quarter of the memory"
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
-# %% ../nbs/30_trajectories.ipynb #70829f5b
+# %% ../nbs/30_trajectories.ipynb #bfa35b52
 def trajectory(
     ck,             # Checkpoint
     n=None,         # how many images; None: as many as idx or x_T has, else 64
@@ -75,7 +73,7 @@ def trajectory(
     clip=True,      # keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,       # starting noise, (n,c,h,w); None: drawn from seed and idx
-    batch_size=64,  # images at a time; changes no image
+    batch_size=64,  # images at a time; changes images only by rounding
     device=None,    # where to compute, see pick_device; None: where the network is
     progress=False, # True: a progress bar on standard error; None: only if that is a terminal
     every=None,     # record every k-th state; None: all of them, unless rows is given
@@ -84,30 +82,14 @@ def trajectory(
     "The way from noise to images, as sample goes it"
     step, plan = resolve(ck, steps, sampler, eta, variance, spacing)
     rows = pick_rows(len(plan), every, rows)
-    x_T = None if x_T is None else torch.as_tensor(x_T)
-    idx = _images(n, idx, x_T, ck.shape)
-    seed, size = _whole(seed, 'seed', 0, 2**64 - 1), _whole(batch_size, 'batch_size', 1)
-    start = _starter(ck, _placed(ck.net, device), clip, seed, x_T)
-    return recorded(_in_step(start, plan, step, [idx[k:k+size] for k in range(0, len(idx), size)], progress), rows)
+    net, starts = _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device)
+    return recorded(_in_step(net, starts, len(plan), progress), rows)
 
-# %% ../nbs/30_trajectories.ipynb #2d40fc92
-def _starter(ck, net, clip, seed, x_T):
-    "start(idx, k, plan, step): the generator of one batch, which begins at image k of the request"
-    device, dtype = _weights_of(net)
-    state = dict(device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    den = denoiser(lambda x, i: net(x.to(dtype), i), ck.schedule, ck.predicts, _bound(clip))
-    def start(idx, k, plan, step):
-        noise = lambda t, visit: keyed_noise(seed, idx, ck.shape, t, visit).to(**state)
-        return sample_steps(den, plan, noise(0, 0) if x_T is None else x_T[k:k+len(idx)].to(**state), step, noise)
-    start.net = net
-    return start
-
-# %% ../nbs/30_trajectories.ipynb #398d2b5e
-def _in_step(start, plan, step, batches, progress):
+# %% ../nbs/30_trajectories.ipynb #e3ec516e
+def _in_step(net, starts, n_rows, progress):
     "The states of all images, from one generator for each batch"
-    ks = np.cumsum([0, *map(len, batches)]).tolist()
-    with _evaluating(start.net), _bar(progress, len(plan)*len(batches)) as bar:
-        for parts in zip(*(start(idx, k, plan, step) for idx, k in zip(batches, ks))):
+    with _evaluating(net), _bar(progress, n_rows*len(starts)) as bar:
+        for parts in zip(*(start() for start in starts)):
             st = parts[0]
             if len(parts) > 1: st = st._replace(x=torch.cat([p.x for p in parts]), x0_hat=torch.cat([p.x0_hat for p in parts]))
             bar.update(len(parts)*(st.t > 0))
