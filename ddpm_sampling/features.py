@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FeatureNet', 'shifted', 'fit_classifier', 'judge_net', 'accuracy', 'Extractor', 'mnist_features', 'mnist_judge',
-           'extract']
+           'extract', 'load_torchvision', 'inception_features']
 
-# %% ../nbs/38_features.ipynb #8b65759c
-import hashlib, io, json
+# %% ../nbs/38_features.ipynb #f411c666
+import hashlib, io, json, pickle
 import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from functools import lru_cache
@@ -155,3 +155,38 @@ def _checked(f, n, start, name):
     if f.ndim != 2 or len(f) != n: raise RequestError(f'{name} made {f.shape} of {n} images; an extractor returns (b,d), one row an image')
     if len(bad := np.flatnonzero(~np.isfinite(f).all(1))): raise RequestError(f'{name}: the features of image {start + bad[0]} are not finite ({len(bad)} such in its batch)')
     return f
+
+# %% ../nbs/38_features.ipynb #5d8a2958
+def load_torchvision():
+    "The module torchvision, also where its compiled part does not fit this torch"
+    import sys
+    try: import torchvision
+    except ImportError: raise RequestError('this needs torchvision: pip install torchvision') from None
+    except RuntimeError as e:
+        if 'operator torchvision::nms does not exist' not in str(e): raise
+        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']: del sys.modules[name]
+        torch.library.define('torchvision::nms', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        torch.library.define('torchvision::qnms', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        import torchvision
+    return torchvision
+
+# %% ../nbs/38_features.ipynb #ec80eaaf
+@lru_cache
+def inception_features(
+    device='cpu', # where it shall work
+): # `Extractor` for images of any size with 1 or 3 channels, 2048 features
+    "Pool features of torchvision's Inception-v3"
+    from urllib.error import URLError
+    models = load_torchvision().models
+    weights = models.Inception_V3_Weights.IMAGENET1K_V1
+    path = Path(torch.hub.get_dir())/'checkpoints'/weights.url.split('/')[-1]
+    try: net = models.inception_v3(weights=weights, progress=False)
+    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as e:
+        if path.exists(): raise RequestError(f'{path} is damaged, or not the weights of Inception-v3: remove it, and it is fetched again') from None
+        raise RequestError(f'the weights of Inception-v3 cannot be fetched ({getattr(e, "reason", e)}): put {weights.url} into {path.parent}') from None
+    net.fc, net.transform_input = nn.Identity(), False
+    net.eval().requires_grad_(False).to(device)
+    return Extractor(lambda x: net(_for_inception(x)), 'inception-v3-torchvision', hashlib.sha256(path.read_bytes()).hexdigest(), None, device)
+
+def _for_inception(x):
+    return F.interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode='bilinear', antialias=True)
