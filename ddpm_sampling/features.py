@@ -6,7 +6,7 @@
 __all__ = ['FeatureNet', 'shifted', 'fit_classifier', 'judge_net', 'accuracy', 'Extractor', 'mnist_features', 'mnist_judge',
            'extract', 'load_torchvision', 'inception_features']
 
-# %% ../nbs/38_features.ipynb #f411c666
+# %% ../nbs/38_features.ipynb #16e4bef4
 import hashlib, io, json, pickle
 import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Callable
 from torch import nn
-from .datasets import as_images, load_labels, load_mnist, to_unit
+from .datasets import as_images, to_unit
 from .networks import CheckpointError
 from .schedules import RequestError
 
