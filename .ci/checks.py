@@ -54,6 +54,7 @@ def stored():
         outputs = [(c.get('id'), o) for c in cells for o in c.get('outputs', [])]
         yield from (f'{f}: cell {i} stores an error' for i, o in outputs if o['output_type'] == 'error')
         yield from (f'{f}: cell {i} stores a line SKIPPED:' for i, o in outputs if re.search('^SKIPPED:', text(o.get('text', '')), re.M))
+        yield from (f'{f}: cell {i} stores a widget, which shows nothing without its kernel' for i, o in outputs if any('widget-view' in k for k in o.get('data', {})))
         figures += [(len(base64.b64decode(text(v)))/1000, f, i) for i, o in outputs for k, v in o.get('data', {}).items() if k in ('image/png', 'image/gif')]
     yield from (f'{f}: the figure of cell {i} has {kb:.0f} kB, {FIGURE_KB} allowed' for kb, f, i in figures if kb > FIGURE_KB)
     if figures: print(f'{len(notebooks)} notebooks, {len(figures)} figures, {sum(f[0] for f in figures):.0f} kB; the largest has {max(figures)[0]:.0f} kB ({max(figures)[1]})')

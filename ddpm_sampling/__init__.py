@@ -15,6 +15,8 @@ _home = {name: module for module, names in dict(
     samplers='sample',
     trajectories='film_strip trajectory',
     animations='write_animation',
+    pairs='difference paired_distance side_by_side',
+    playground='Playground Playground2D',
 ).items() for name in names.split()}
 __all__ = sorted(_home)
 
