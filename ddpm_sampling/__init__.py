@@ -16,6 +16,10 @@ _home = {name: module for module, names in dict(
     trajectories='film_strip trajectory',
     animations='write_animation',
     pairs='difference paired_distance side_by_side',
+    datasets='read_images',
+    neighbours='closest memorisation prdc',
+    pixels='diversity pixel_stats sliced_wasserstein',
+    perceptual='LpipsMissing lpips_distance lpips_diversity',
     playground='Playground Playground2D',
 ).items() for name in names.split()}
 __all__ = sorted(_home)

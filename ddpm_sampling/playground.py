@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'dials', 'Run', 'levels', 'views', 'Cloud', 'petals', 'svg', 'player', 'write_page', 'run_frames', 'Dials',
            'Playground', 'Playground2D']
 
-# %% ../nbs/80_playground.ipynb #7686880a
+# %% ../nbs/80_playground.ipynb #a248c8b8
 import base64, hashlib, inspect, json, math, threading, time
 import numpy as np, torch
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from .denoisers import GaussianMixture
 from .loop import sample_steps
 from .checkpoints import Checkpoint, bundled_checkpoints, load_checkpoint
 from .images import whole_file
-from .samplers import SAMPLERS, resolve
-from .trajectories import as_bytes, trajectory
+from .samplers import SAMPLERS, _known, resolve
+from .trajectories import as_bytes, picture, trajectory
 from .animations import frame_of
 from .pairs import difference, paired_distance
 
-# %% ../nbs/80_playground.ipynb #96cf0f41
+# %% ../nbs/80_playground.ipynb #852c4f97
 @dataclass(frozen=True)
 class Settings:
     "How to sample; the names and values of `sample`"
@@ -41,7 +41,7 @@ def dials(
     sampler # a name from SAMPLERS
 ): # which of 'eta' and 'variance' it reads
     "The settings that a sampler has of its own"
-    has = inspect.signature(SAMPLERS[sampler]).parameters
+    has = inspect.signature(_known(sampler, SAMPLERS, 'sampler')).parameters
     return {name for name, arg in (('eta', 'eta'), ('variance', 'var')) if arg in has}
 
 # %% ../nbs/80_playground.ipynb #82f264c2
@@ -57,7 +57,7 @@ def __str__(self:Settings):
     return (f'{self.sampler}, {self.steps} steps' + ''.join(own[d] for d in sorted(dials(self.sampler)))
             + f', {self.spacing}' + ('' if self.clip else ', not clipped'))
 
-# %% ../nbs/80_playground.ipynb #f83d9b22
+# %% ../nbs/80_playground.ipynb #4fc23914
 class Run:
     "A sampling run that can be watched, stopped, and looked at in time"
     def __init__(self,
@@ -67,12 +67,12 @@ class Run:
         seed=0,   # 0…2⁶⁴−1; image i is a function of (seed, i)
     ):
         _, plan = resolve(ck, **{k: v for k, v in settings.arguments().items() if k != 'clip'})
-        every = max(1, len(plan)//100)
+        every = -(-len(plan)//100)
         self.total = 1 + -(-len(plan)//every)                                 # states to come
         self.settings, self.states, self.stopped, self.sample = settings, [], False, None
         self._source = trajectory(ck, n, seed=seed, every=every, **settings.arguments())
 
-# %% ../nbs/80_playground.ipynb #be1ab5cb
+# %% ../nbs/80_playground.ipynb #3f393bc5
 @patch
 def __iter__(self:Run):
     "The states as bytes, each as soon as it is there; the sample itself is kept as floats"
@@ -80,17 +80,18 @@ def __iter__(self:Run):
         if st.t == 0: self.sample = st.x
         self.states.extend(as_bytes([st]))
         yield self.states[-1]
-        if self.stopped: return
+        if self.stopped: return self._source.close()              # gives the network its mode back
 
 @patch
 def stop(self:Run): self.stopped = True
 
-# %% ../nbs/80_playground.ipynb #865abdd3
+# %% ../nbs/80_playground.ipynb #5c1e7f2b
 @patch
 def at(self:Run,
     t # level, 0…T
 ): # State, as bytes
     "The state in which the run is when the level falls to t"
+    if not self.states: raise RequestError('this run has not begun: iterate over it first')
     return min((st for st in self.states if st.t >= t), key=lambda st: st.t, default=self.states[0])
 
 def levels(
@@ -99,15 +100,16 @@ def levels(
     "The levels at which there is something new to see"
     return sorted({st.t for run in runs for st in run.states}, reverse=True)
 
-# %% ../nbs/80_playground.ipynb #77147066
+# %% ../nbs/80_playground.ipynb #286ce6fa
 def views(
     runs, # one Run or two of the same noise
     t,    # level, 0…T
     cols=4, # images in a row
-    scale=3, # each pixel becomes scale × scale
+    scale=None, # each pixel becomes scale × scale; None: a picture about 800 wide
 ): # list of uint8 arrays (H,W) or (H,W,3): each run's x_t beside x̂₀; for two runs also their differences
     "Pictures of runs at one level"
     states = [run.at(t) for run in runs]
+    if scale is None: scale = max(1, 420//picture(states[0].x, cols, 1).shape[1])
     if len(states) == 2: states.append(_contrast(*states))
     return [frame_of(st, cols, scale, guess=True) for st in states]
 
@@ -147,17 +149,23 @@ def run(self:Cloud,
     step, plan = resolve(Checkpoint(None, self.schedule), **{k: v for k, v in settings.arguments().items() if k != 'clip'})
     return list(sample_steps(self.mixture, plan, self.noise(0), step, self.noise))
 
-# %% ../nbs/80_playground.ipynb #16d701af
+# %% ../nbs/80_playground.ipynb #b5d9f471
 @patch
 def fit(self:Cloud,
     x # points, (n,2)
-): # (spread, astray): the squared width of the petals, 1 when right; share of points on a wrong petal, 0…1
+): # (spread, astray): the squared width of the petals, 1 when right; share of points that would have to change petals, 0…1
     "How far a cloud is from the mixture"
-    k = self.mixture.component(x)
-    y = torch.einsum('nd,nde->ne', x - self.mixture.means[k], self.mixture.basis[k])
-    spread = float((y.square()/self.mixture.lam[k]).sum(1).median()/(2*math.log(2)))
+    y, var, logp = self.mixture._parts(x, 1.)                              # (n,K,2) in the axes of each petal, (K,2), (n,K)
+    k = logp.argmax(1)
+    spread = (y**2/var).sum(-1)[torch.arange(len(x)), k].median()/(2*math.log(2))
     share = torch.bincount(k, minlength=len(self.mixture.weights))/len(x)
-    return spread, float((share - self.mixture.weights).abs().sum()/2)
+    return float(spread), float((share - self.mixture.weights).abs().sum()/2)
+
+@patch
+def fair(self:Cloud):
+    "What `fit` gives for as many points of the data: two standard errors of the spread, the mean of astray"
+    w = self.mixture.weights
+    return 2/math.log(2)/self.n**.5, float((2*w*(1 - w)/(math.pi*self.n)).sqrt().sum()/2)
 
 # %% ../nbs/80_playground.ipynb #9aa2610b
 def _dots(x, colour, size=9, opacity=1.):
@@ -172,12 +180,12 @@ def _trails(x, colour='currentColor'):
 
 def _pixels(x): return (100*(x*torch.tensor([1., -1.]) + 3)).round().int().clamp(-50, 650)
 
-# %% ../nbs/80_playground.ipynb #ec32ded8
+# %% ../nbs/80_playground.ipynb #0db4a4d4
 @patch
 def draw(self:Cloud,
     states,   # States, as run returns them
     i,        # number of the state to show
-    trails=24, # how many points leave a trail, as far as they have come
+    trails=14, # how many points leave a trail, as far as they have come
 ): # SVG, a string
     "x_t with trails on the left, x̂₀ on the right, the truth in grey behind both"
     st, truth = states[i], self._truth()
@@ -194,7 +202,7 @@ def svg(left, right, name, other):
         f'<text x="6" y="28" font-size="24" fill="currentColor" font-family="sans-serif">{label}</text><svg y="40" width="600" height="600">{what}</svg></svg>')
     return f'<svg viewBox="0 0 1220 642" style="width:100%;max-width:760px" role="img">{panel(0, left, name)}{panel(620, right, other)}</svg>'
 
-# %% ../nbs/80_playground.ipynb #4fdbad9a
+# %% ../nbs/80_playground.ipynb #e84d9772
 @patch
 def view(self:Cloud,
     settings, # Settings
@@ -202,8 +210,8 @@ def view(self:Cloud,
 ): # (SVG, one line that says how near the cloud is)
     "What the playground shows for a position of its dials"
     states = self.run(settings)
-    (spread, astray), fair = self.fit(states[-1].x), self.fit(self.truth)
-    line = f'spread {spread:.2f} (a fair draw: {fair[0]:.2f}), astray {astray:.0%} ({fair[1]:.0%}), {states[-1].nfe} evaluations'
+    (spread, astray), fair = self.fit(states[-1].x), self.fair()
+    line = f'spread {spread:.2f} (fair: 1 ± {fair[0]:.2f}), astray {astray:.0%} (fair: {fair[1]:.0%}), {states[-1].nfe} evaluations'
     return self.draw(states, round(when*(len(states) - 1))), line
 
 # %% ../nbs/80_playground.ipynb #06704912
@@ -222,15 +230,16 @@ def player(
         common=f'<svg width="0" height="0" style="position:absolute"><defs><g id="{mark}-c">{common}</g></defs></svg>' if common else '',
         options=''.join(f'<option>{escape(name)}</option>' for name in tracks))
 
-# %% ../nbs/80_playground.ipynb #34eacb47
+# %% ../nbs/80_playground.ipynb #2330ce11
 _PLAYER = """<div id="{mark}" class="ddpm-player" style="max-width:760px;font-family:sans-serif;font-size:14px">{common}
-<div style="display:flex;flex-wrap:wrap;gap:10px;align-items:center;margin-bottom:8px">
+<div class="bar" hidden style="flex-wrap:wrap;gap:10px;align-items:center;margin-bottom:8px">
 <select aria-label="run" style="font:inherit;max-width:100%">{options}</select><button type="button" style="font:inherit">Play</button>
 <input type="range" min="0" aria-label="time" style="flex:1;min-width:140px"><output style="min-width:5em"></output></div>
 <div class="stage">{stage}</div><div style="opacity:.75;margin-top:4px">{note}</div>
 <script>(() => {{
 const tracks = {data};
-const box = document.getElementById('{mark}'), [pick, play, time, out, stage] = ['select', 'button', 'input', 'output', '.stage'].map(s => box.querySelector(s));
+const box = [...document.querySelectorAll('#{mark}')].find(e => !e.dataset.alive);        // the same player may stand on a page twice
+const [bar, pick, play, time, out, stage] = ['.bar', 'select', 'button', 'input', 'output', '.stage'].map(s => box.querySelector(s));
 let timer = null;
 const show = () => {{ const [label, html] = tracks[pick.value][+time.value]; out.textContent = label; stage.innerHTML = html; }};
 const stop = () => {{ clearInterval(timer); timer = null; play.textContent = 'Play'; }};
@@ -239,6 +248,7 @@ const tick = () => {{ if (+time.value >= +time.max) return stop(); time.value = 
 pick.onchange = choose;
 time.oninput = () => {{ stop(); show(); }};
 play.onclick = () => {{ if (timer) return stop(); if (time.value == time.max) time.value = 0; show(); play.textContent = 'Pause'; timer = setInterval(tick, 350); }};
+box.dataset.alive = 1; bar.hidden = false; bar.style.display = 'flex';
 time.max = tracks[pick.value].length - 1; time.value = time.max; show();
 }})();</script></div>"""
 
@@ -254,17 +264,18 @@ def write_page(
     with whole_file(path) as part: part.write_text(page, encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/80_playground.ipynb #35ccaffb
+# %% ../nbs/80_playground.ipynb #47401f84
 def run_frames(
-    run,   # Run, done
+    runs,     # one Run that is done, or two of the same noise
     count=11, # at most so many frames
-    cols=4, # images in a row
+    cols=4,   # images in a row
 ): # [(label, html), …]
-    "The frames of a run, for `player`"
-    keep = sorted({round(i) for i in np.linspace(0, len(run.states) - 1, count)})
+    "The frames of runs, for `player`"
+    at = levels(runs)
     png = lambda a: base64.b64encode(iio.imwrite('<bytes>', (a//16*17).astype(np.uint8), extension='.png')).decode()
-    show = lambda st: f'<img alt="xₜ and x̂₀ at t = {st.t}" style="width:100%;image-rendering:pixelated" src="data:image/png;base64,{png(frame_of(st, cols, 1, guess=True))}">'
-    return [(f't = {run.states[i].t}', show(run.states[i])) for i in keep]
+    show = lambda a, t: f'<img alt="xₜ and x̂₀ at t = {t}" style="width:100%;image-rendering:pixelated" src="data:image/png;base64,{png(a)}">'
+    keep = [at[i] for i in sorted({round(i) for i in np.linspace(0, len(at) - 1, count)})]
+    return [(f't = {t}', ''.join(show(a, t) for a in views(runs, t, cols, 1))) for t in keep]
 
 @patch
 def frames(self:Cloud,
@@ -275,7 +286,7 @@ def frames(self:Cloud,
     states = self.run(settings)
     return [(f't = {states[i].t}', self.draw(states, i, 10)) for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, count)})]
 
-# %% ../nbs/80_playground.ipynb #908065d8
+# %% ../nbs/80_playground.ipynb #0daa441f
 class Dials:
     "Widgets for one Settings"
     def __init__(self,
@@ -283,7 +294,7 @@ class Dials:
         steps=None, # the numbers of steps to choose from; None: a slider from 1 to 100
     ):
         style = dict(style=dict(description_width='72px'), layout=W.Layout(width='280px'))
-        count = W.SelectionSlider(options=steps, value=settings.steps, description='steps', **style) if steps else W.IntSlider(settings.steps, 1, 100, description='steps', **style)
+        count = W.SelectionSlider(options=steps, value=settings.steps, description='steps', **style) if steps else W.IntSlider(settings.steps, 1, max(100, settings.steps), description='steps', **style)
         self.of = dict(
             sampler=W.Dropdown(options=list(SAMPLERS), value=settings.sampler, description='sampler', **style),
             steps=count, eta=W.FloatSlider(settings.eta, min=0, max=1, step=.05, description='η', **style),
@@ -317,23 +328,32 @@ class _Shown:
         if type(self.view.comm).__name__ == 'DummyComm': live.pop('application/vnd.jupyter.widget-view+json', None)   # nobody would answer
         return live | ({'text/html': self.still} if self.still else {})
 
-# %% ../nbs/80_playground.ipynb #644ac589
+# %% ../nbs/80_playground.ipynb #01c60ad1
 class Playground(_Shown):
     "Sample, scrub through time, compare two settings on the same noise"
     def __init__(self,
-        checkpoints=None, # {name: Checkpoint}; None: the bundled epochs, the last one first
+        checkpoints=None, # a Checkpoint, the path of one, or {name: either}; None: the bundled epochs, the last one first
         n=8,              # how many images
         still='',         # HTML for pages without a kernel, from `player`
     ):
-        self.checkpoints = checkpoints or {f'MNIST, epoch {c["epoch"]}': c['path'] for c in reversed(bundled_checkpoints())}
+        self.checkpoints = _named(checkpoints)
         self.n, self.still, self.runs, self.thread, self.busy = n, still, [], None, False
-        counts = [1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000]
+        T = min((ck.schedule.T for ck in self.checkpoints.values() if isinstance(ck, Checkpoint)), default=1000)
+        counts = sorted({n for n in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000, T) if n <= T})
         self.stopping = threading.Event()
-        self.dials = [Dials(Settings(), counts), Dials(Settings('ddpm', 100), counts)]
+        self.dials = [Dials(Settings(steps=min(20, T)), counts), Dials(Settings('ddpm', min(100, T)), counts)]
         self.view = self._build()
         self._fill()
 
-# %% ../nbs/80_playground.ipynb #f8c8222b
+def _named(checkpoints):
+    "{name: Checkpoint or path}, or a RequestError"
+    if checkpoints is None: return {f'MNIST, epoch {c["epoch"]}': c['path'] for c in reversed(bundled_checkpoints())}
+    if isinstance(checkpoints, (Checkpoint, str, Path)): checkpoints = {'checkpoint': checkpoints}
+    if not isinstance(checkpoints, dict) or not checkpoints or not all(isinstance(v, (Checkpoint, str, Path)) for v in checkpoints.values()):
+        raise RequestError('checkpoints must be a Checkpoint, the path of one, or a dictionary {name: either}; a network of your own becomes one by Checkpoint(net=…, schedule=…)')
+    return dict(checkpoints)
+
+# %% ../nbs/80_playground.ipynb #d8945ff6
 @patch
 def _build(self:Playground):
     "All widgets, and how they hang together"
@@ -351,7 +371,9 @@ def _build(self:Playground):
     self.second = self.dials[1].column(self.picks[1])
     self.second.layout.display = 'none'
     left = self.dials[0].column(self.picks[0])
-    return W.VBox([W.HBox([left, W.VBox([self.seed, self.both]), self.second]), W.HBox([self.go, self.halt, self.bar, self.line]),
+    crisp = W.HTML('<style>.ddpm-crisp{image-rendering:pixelated}</style>', layout=W.Layout(display='none'))
+    for w in self.pictures: w.add_class('ddpm-crisp')
+    return W.VBox([crisp, W.HBox([left, W.VBox([self.seed, self.both]), self.second]), W.HBox([self.go, self.halt, self.bar, self.line]),
                    W.HBox([self.film, self.time, self.level]), *(w for pair in zip(self.names, self.pictures) for w in pair)])
 
 # %% ../nbs/80_playground.ipynb #b064a8ab
@@ -369,7 +391,7 @@ def checkpoint(self:Playground, name):
     if isinstance(self.checkpoints[name], (str, Path)): self.checkpoints[name] = load_checkpoint(self.checkpoints[name])
     return self.checkpoints[name]
 
-# %% ../nbs/80_playground.ipynb #f2f0375b
+# %% ../nbs/80_playground.ipynb #08337bcf
 @patch
 def start(self:Playground):
     "Sample in the background"
@@ -384,6 +406,8 @@ def _work(self:Playground):
     "Run what the dials say, and show it as it goes"
     try:
         asked = list(zip(self.picks, self.dials))[:1 + self.both.value]
+        if len({(ck.shape, ck.schedule.T) for ck in (self.checkpoint(pick.value) for pick, _ in asked)}) > 1:
+            raise RequestError('the two checkpoints differ in image shape or in T: they have no noise in common, so there is nothing to compare')
         self.runs = [Run(self.checkpoint(pick.value), dials.settings(), self.n, self.seed.value) for pick, dials in asked]
         self._watch(time.perf_counter())
     except Exception as e: self._say(f'{e}' if isinstance(e, ValueError) else f'{type(e).__name__}: {e}', 'crimson')
@@ -410,7 +434,7 @@ def _watch(self:Playground, began):
 @patch
 def _say(self:Playground, line, colour='inherit'): self.line.value = f'<span style="color:{colour}">{escape(line)}</span>'
 
-# %% ../nbs/80_playground.ipynb #566daab8
+# %% ../nbs/80_playground.ipynb #45b5fe09
 @patch
 def show(self:Playground):
     "Show the state at the place of the time slider"
@@ -424,7 +448,7 @@ def _draw(self:Playground, runs, t):
     for i, (name, picture) in enumerate(zip(self.names, self.pictures)):
         on = i < len(pictures)
         name.layout.display = picture.layout.display = '' if on else 'none'
-        if on: name.value, picture.value = names[i], iio.imwrite('<bytes>', pictures[i], extension='.png')
+        if on: name.value, picture.value, picture.layout.max_width = names[i], iio.imwrite('<bytes>', pictures[i], extension='.png'), f'{pictures[i].shape[1]}px'
     self.level.value = f't = {t}'
 
 # %% ../nbs/80_playground.ipynb #934e66e0
