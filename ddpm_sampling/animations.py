@@ -121,7 +121,7 @@ def _complete(part, n):
     except (RuntimeError, OSError): found = 0
     if found != n: raise OSError(None, f'ffmpeg wrote {found} of {n} frames; is there room on the disk?', str(part))
 
-# %% ../nbs/32_animations.ipynb #b57cff0d
+# %% ../nbs/32_animations.ipynb #fd6edfcc
 @contextmanager
 def animation(
     path,     # where to, *.gif or *.mp4; its folders are made
@@ -134,6 +134,7 @@ def animation(
     with whole_file(path) as part, FORMATS[path.suffix.lower()][0](part, fps, pause) as put:
         def add(frame):
             nonlocal shape
+            if hasattr(frame, 'x0_hat'): raise RequestError('a film is made of frames, not of States: pass each through frame_of')
             shape = _fits(frame := np.asarray(frame), shape)
             put(frame)
         yield add

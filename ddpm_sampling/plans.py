@@ -79,7 +79,7 @@ def plan(self:Schedule,
     ts = [*map(int, levels), 0]
     return _rows(ts, self.abar[ts])
 
-# %% ../nbs/05_plans.ipynb #cba098c7
+# %% ../nbs/05_plans.ipynb #4a81fe87
 def _explicit(steps, T):
     "An explicit list of levels, checked"
     t = np.asarray(steps)
@@ -92,7 +92,7 @@ def _spaced(n, spacing, sched):
     T = sched.T
     if n is None: return np.arange(T, 0, -1)
     if spacing not in SPACINGS: raise RequestError(f'unknown spacing {spacing!r}{nearest(spacing, SPACINGS)}; there are {", ".join(SPACINGS)}')
-    if isinstance(n, bool) or int(n) != n or not 1 <= n <= T: raise RequestError(f'steps must be a whole number from 1 to {T} (the T of this schedule), not {n}')
+    if isinstance(n, bool) or int(n) != n or not 1 <= n <= T: raise RequestError(f'steps must be a whole number from 1 to {T} (the T of this schedule), not {n!r}')
     t = distinct(SPACINGS[spacing](T, int(n)), T)[::-1]
     if t[0] < T: warnings.warn(f'{spacing} spacing starts at t = {t[0]}, not at T = {T}: there the image still has {sched.abar[t[0]]**.5:.3f} of its '
                                f'amplitude, and pure noise is put in its place; linspace and trailing start at T', stacklevel=3)

@@ -74,13 +74,14 @@ def _whole(v, what, least, most=None):
         raise RequestError(f'{what} must be a whole number {allowed}, not {v!r}')
     return i
 
-# %% ../nbs/28_samplers.ipynb #c15fc1ff
+# %% ../nbs/28_samplers.ipynb #03c93c70
 def _images(n, idx, x_T, shape):
     "The numbers of the images to draw, checked"
     if x_T is not None and (x_T.ndim != 4 or x_T.shape[1:] != shape):
         raise RequestError(f'x_T must have shape (n, {", ".join(map(str, shape))}), not {tuple(x_T.shape)}')
     if n is not None: n = _whole(n, 'n, the number of images,', 1)
     if idx is None: idx = range(n or (64 if x_T is None else len(x_T)))
+    if not np.iterable(idx): raise RequestError(f'idx must be a list of image numbers such as [{idx}], not {idx!r}')
     idx = [_whole(i, 'each number in idx', 0, 2**64 - 1) for i in idx]
     if not idx: raise RequestError('no images: idx or x_T is empty')
     for name, m in (('n', n), ('x_T', None if x_T is None else len(x_T))):

@@ -14,7 +14,7 @@ from .plans import distinct, nearest
 from .images import image_grid, to_uint8, whole_file
 from .samplers import _bar, _batches, _evaluating, _whole, resolve
 
-# %% ../nbs/30_trajectories.ipynb #3e1ddbaf
+# %% ../nbs/30_trajectories.ipynb #ea4eaebe
 def pick_rows(
     n,          # rows of the plan; states are numbered 0…n
     every=None, # record every k-th state, k ≥ 1; None: all, unless rows is given
@@ -23,6 +23,7 @@ def pick_rows(
     "The states to record"
     if every is not None and rows is not None: raise RequestError('give either every or rows, not both')
     if rows is None: rows = range(0, n + 1, _whole(1 if every is None else every, 'every (record every k-th state)', 1))
+    if not np.iterable(rows): raise RequestError(f'rows must be a list of state numbers, not {rows!r}')
     rows = [_whole(i, 'each number in rows', 0, n) for i in rows]
     if not rows: raise RequestError(f'no frames: rows is empty; states are numbered from 0, the noise, to {n}, the sample')
     return tuple(sorted({0, *rows, n}))
@@ -108,7 +109,7 @@ def picture(
     if scale is None: scale = 2*max(1, 192//max(small.shape[:2]))
     return image_grid(x, cols, pad, scale)
 
-# %% ../nbs/30_trajectories.ipynb #857b309b
+# %% ../nbs/30_trajectories.ipynb #8c3702d9
 def film_strip(
     states,     # States of images, at least one
     cols=10,    # frames in a line, ≥ 1
@@ -116,12 +117,19 @@ def film_strip(
     scale=None, # each pixel becomes scale × scale; None: frames of about 64 pixels
 ): # matplotlib Figure
     "Images in time, t under each"
-    if not (states := list(states)): raise RequestError('a film strip needs at least one state')
+    states = _of_images(states)
     wide = math.ceil(len(states[0].x)**.5)                                      # several images: a grid that is nearly square
-    tile = lambda x: picture(x, wide, scale or max(1, round(64/picture(x, wide, 1).shape[1])))
+    tile = lambda x: picture(x, wide, max(1, round(64/picture(x, wide, 1).shape[1])) if scale is None else scale)
     frames = [[tile(x) for x in ((st.x, st.x0_hat) if guess else (st.x,))] for st in states]
     lines = [slice(i, i + cols) for i in range(0, len(states), _whole(cols, 'cols', 1))]
     return _strip([_line(frames[l]) for l in lines], [[st.t for st in states[l]] for l in lines], frames[0][0].shape)
+
+def _of_images(states):
+    "The states as a list, if they are States of images"
+    states = list(states)
+    if not states: raise RequestError('a film strip needs at least one state')
+    if not hasattr(states[0], 'x0_hat') or states[0].x.ndim != 4: raise RequestError('a film strip is made of States of images, as trajectory yields them')
+    return states
 
 def _line(frames, gap=3):
     "Frames beside each other, the parts of each above each other, on white"
@@ -146,16 +154,17 @@ def _strip(lines, ts, tile, gap=3, left=26, under=20):
             ax.grid(False); ax.spines[:].set_visible(False); ax.tick_params(length=0, pad=2)
     return fig
 
-# %% ../nbs/30_trajectories.ipynb #5925192c
+# %% ../nbs/30_trajectories.ipynb #b76217ab
 def write_figure(
     path, # where to; its folders are made
     fig,  # matplotlib Figure
 ): # the path
     "Write a figure as PNG, whole or not at all"
+    if not str(path).lower().endswith('.png'): raise RequestError(f'a figure is written as .png, not as {str(path)[-20:]!r}')
     with whole_file(path) as part: fig.savefig(part, format='png', metadata={'Software': None})
     return path
 
-# %% ../nbs/30_trajectories.ipynb #b4e0fb2e
+# %% ../nbs/30_trajectories.ipynb #d4435969
 def cloud_strip(
     states,     # States of points, x (b,2)
     truth=None, # points of the data, (n,2), drawn in grey behind each cloud
@@ -171,9 +180,16 @@ def cloud_strip(
             col[0].set_title(f't = {st.t}')
             for ax, x, c in zip(col, (st.x, st.x0_hat), ('C0', 'C1')):
                 if truth is not None: ax.scatter(*truth.T, s=1, c='.82')
-                ax.scatter(*x.T, s=1.5, c=c); ax.set(xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect='equal', xticks=(-2, 0, 2), yticks=(-2, 0, 2)); ax.grid(False)
+                ax.scatter(*x.T, s=1.5, c=c); ax.set(**_square([st.x for st in states])); ax.grid(False)
         for ax, name in zip(axs[:, 0], ('$x_t$', r'$\hat{x}_0$')): ax.set_ylabel(name)
     return fig
+
+def _square(xs):
+    "Limits of a square around all points"
+    lim = 1.05*float(torch.stack([x.abs().max() for x in xs]).max())
+    tick = float(f'{lim/1.5:.1g}')
+    ticks = (-tick, 0, tick)
+    return dict(xlim=(-lim, lim), ylim=(-lim, lim), aspect='equal', xticks=ticks, yticks=ticks)
 
 def _points(states):
     "The states as a list, if they are points of the plane"
@@ -181,7 +197,7 @@ def _points(states):
     if states[0].x.ndim != 2 or states[0].x.shape[1] != 2: raise RequestError(f'points of the plane (b,2) are needed, not {tuple(states[0].x.shape)}')
     return states
 
-# %% ../nbs/30_trajectories.ipynb #e216de1e
+# %% ../nbs/30_trajectories.ipynb #ae93ce5a
 def plot_paths(
     ax,     # matplotlib Axes to draw on
     states, # States of points, x (b,2), as many as the path shall have corners
@@ -191,7 +207,7 @@ def plot_paths(
     for path in x.unbind(1): ax.plot(*path.T, lw=.9)
     ax.scatter(*x[0].T, s=14, facecolors='none', edgecolors='.4', lw=.7, zorder=3)
     ax.scatter(*x[-1].T, s=10, c='k', zorder=3)
-    ax.set(xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect='equal')
+    ax.set(**_square(x.unbind(0)))
     return ax
 
 # %% ../nbs/30_trajectories.ipynb #04de880e
@@ -204,7 +220,7 @@ def score(
     "∇ log p(x_t), by Tweedie's formula (Song et al. 2021b)"
     return -den(x, t, abar)[1]/(1 - abar)**.5
 
-# %% ../nbs/30_trajectories.ipynb #92ef611b
+# %% ../nbs/30_trajectories.ipynb #ee5bd5f5
 def plot_score(
     ax,      # matplotlib Axes to draw on
     den,     # den(x, t, abar) of points of the plane
@@ -213,7 +229,7 @@ def plot_score(
     lim=2.8, # the square from −lim to lim is drawn, both ways
 ): # the Axes
     "The score as arrows, the longest a little longer than the gap between two"
-    line = torch.linspace(-lim, lim, n, dtype=torch.float64)
+    line = torch.linspace(-lim, lim, _whole(n, 'n, the arrows in each direction,', 2), dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
     arrow = score(den, x, row.t, row.abar_t)
     arrow = arrow*(2.6*lim/(n - 1)/arrow.norm(dim=1).max())
