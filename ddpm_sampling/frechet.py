@@ -114,23 +114,28 @@ def _fit(features, ref):
     u = 2*c@(a.mean - ref.mean) + (c**2).sum(1) - (w**2).sum(1)
     return _Fit(D, u - u.mean(), w, s, np.trace(a.cov))
 
-# %% ../nbs/40_frechet.ipynb #eb00cca9
-def _interval(fit, shift=0.):
-    "Interval of the expectation of the distance at this N, from the value, less `shift`"
-    n, rho = len(fit.u), floor_weights(fit.s)/len(fit.u)
-    V2, kappa, z = 2*(rho**2).sum(), 4*(rho**3).sum()/max((rho**2).sum(), 1e-300), 1.96
-    V, c = max(fit.u.var(ddof=1)/n - V2, V2/2), (z**2 + 1)*kappa/4
+# %% ../nbs/40_frechet.ipynb #ba80e1c4
+def _interval(value, var, V2, kappa, z=1.96):
+    "Interval from the plug-in variance, the variance of the second order, and the slope of variance on value"
+    V, c = max(var - V2, V2/2), (z**2 + 1)*kappa/4
     half = (z**2*V + c**2)**.5
-    return Estimate(*(float(v - shift) for v in (fit.value, fit.value + c - half, fit.value + c + half)))
+    return Estimate(*(float(v) for v in (value, value + c - half, value + c + half)))
+
+def _spread(fit):
+    "Var u / N, V₂ and κ of a distance"
+    rho = floor_weights(fit.s)/len(fit.u)
+    V2 = 2*(rho**2).sum()
+    return fit.u.var(ddof=1)/len(fit.u), V2, 8*(rho**3).sum()/V2 if V2 else 0.
 
 def fid(
     features,    # (n,d), n > d
     ref:Moments, # the reference, taken as exact: its n should be many times larger
 )->Estimate:     # the biased distance; its interval is for what such a run gives on average at this n
     "Fréchet distance of features to a reference, with an interval from the influence of each image"
-    return _interval(_fit(features, ref))
+    fit = _fit(features, ref)
+    return _interval(fit.value, *_spread(fit))
 
-# %% ../nbs/40_frechet.ipynb #dd751a40
+# %% ../nbs/40_frechet.ipynb #e5fb7567
 def _bias(fit): return fit.trace + floor_weights(fit.s)[len(fit.s):].sum()
 
 def fid_infinity(
@@ -141,7 +146,7 @@ def fid_infinity(
     fit = _fit(features, ref)
     if len(fit.u) < 2*len(ref.mean) + 2: raise RequestError(f'{len(fit.u)} images are too few: the bias takes at least {2*len(ref.mean) + 2}')
     halves = [_bias(_fit(np.asarray(features)[k::2], ref)) for k in (0, 1)]
-    return _interval(fit, (2*_bias(fit) - np.mean(halves))/len(fit.u))
+    return _interval(fit.value - (2*_bias(fit) - np.mean(halves))/len(fit.u), *_spread(fit))
 
 # %% ../nbs/40_frechet.ipynb #801148bb
 def _pairs(fit, most=200):
