@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/60_cli.ipynb #9e33e8e2
-import argparse, math, os, sys, tempfile, time, warnings
+# %% ../nbs/60_cli.ipynb #e3b225f0
+import math, os, sys, tempfile, time, warnings, zlib
 from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
 from pathlib import Path
-from .configurations import COUNT, SEED, _assets, _mistake, read_config
-from .requests import (_Parser, _file_options, _film_options, _film_paths, _grid_options, _grid_path, _load, _look_up, _sampling_options,
-                                    _settle, _whole)
+from .configurations import _mistake, read_config
+from .requests import (_Parser, _checkpoints, _file_options, _film_options, _film_paths, _grid_options, _grid_path, _load,
+                                    _quality_options, _sampling_options, _settle)
 
 # %% ../nbs/60_cli.ipynb #ddc1004f
 def _sample_grid(a, cfg):
@@ -107,6 +107,59 @@ def _film_in_words(a, ck, rows):
     return {'images': f'number {numbers} of seed {a.seed}, {"×".join(map(str, ck.shape))}, on {ck.device}',
             'frames': f'{len(rows)}, {a.fps:g} a second, and 2 s for the last'}
 
+# %% ../nbs/60_cli.ipynb #83be88e1
+def _eval_quality(a, cfg):
+    "`ddpm eval.quality`: every checkpoint in one way"
+    from ddpm_sampling.comparisons import epochs
+    return _evaluate(a, cfg, epochs, 'quality', 50 if a.steps is None and a.sampler != 'ddpm' else a.steps)
+
+def _compare_ckpts(a, cfg):
+    "`ddpm compare.ckpts`: and other samplers for the last"
+    from ddpm_sampling.comparisons import samplers
+    if a.sampler != 'ddim' or isinstance(a.steps, list) or a.variance:
+        raise _mistake('compare.ckpts compares DDIM with ancestral sampling and both variances by itself: of these options it takes --steps N, --eta, --spacing and --clip')
+    return _evaluate(a, cfg, samplers, 'comparison', 50 if a.steps is None else a.steps)
+
+# %% ../nbs/60_cli.ipynb #34fa6ffc
+def _evaluate(a, cfg, list_jobs, name, steps):
+    "Sample, measure, write the report"
+    from ddpm_sampling.comparisons import LEAST, compare, report
+    if a.num_samples < LEAST: raise _mistake(f'{a.num_samples} images are too few to measure anything: --num-samples of at least {LEAST}, better 1000')
+    cks = _checkpoints(a, cfg)
+    ref, extractor = _reference(a, list(cks.values()))
+    own = dict(variance=a.variance, sampler=a.sampler) if list_jobs.__name__ == 'epochs' else {}
+    jobs = list_jobs(cks, a.num_samples, a.seed, steps=steps, eta=a.eta, spacing=a.spacing, clip=a.clip, batch_size=a.batch_size, **own)
+    for job in jobs: job.plan()                                # what cannot be sampled is told before anything is written
+    out = Path(a.out).expanduser()
+    _try_folder(out/'logs')
+    _tell(a, {'checkpoints': ', '.join(cks), 'images': f'{a.num_samples} of seed {a.seed} for each row', 'reference': f'{ref.name}, {ref.moments.n} images'})
+    rows = compare(jobs, ref, out/'logs'/'quality.csv', extractor, False if a.quiet else None, lambda text: _line('warning', text))
+    written = report(out/'logs'/'quality.csv', rows, ref, out, f'{name}_n{a.num_samples}_seed{a.seed}_{zlib.crc32(repr([r["run"] for r in rows]).encode()):08x}')
+    _tell(a, {f'{r["checkpoint"]}': _result(r) for r in rows if r['checkpoint']} if name == 'quality' else {})
+    for path in [out/'logs'/'quality.csv', *written]: print(path if a.quiet else f'{"wrote":11} {path}')
+    return 0
+
+def _result(row):
+    "A row in a line"
+    from ddpm_sampling.comparisons import METRICS, said, way
+    return f'{way(row)}, {row["nfe"]} evaluations: ' + ', '.join(f'{METRICS[k].title} {said(row, k)}' for k in ('fid', 'kid', 'precision', 'recall') if row[k])
+
+# %% ../nbs/60_cli.ipynb #366cfcab
+def _reference(a, cks):
+    "What to measure against, and the features"
+    from ddpm_sampling.checkpoints import bundled_checkpoints
+    from ddpm_sampling.features import inception_features, mnist_features
+    from ddpm_sampling.references import mnist_reference, reference_of
+    shape, shipped = cks[0].shape, {b['path'] for b in bundled_checkpoints()}
+    own = a.reference not in (None, 'mnist', 'mirrored')
+    if a.features == 'inception' and not own: raise _mistake('Inception features need real images to measure against: --reference PATH, a folder of images, an NPZ or an IDX file')
+    if a.features == 'mnist' and shape != (1, 32, 32):
+        raise _mistake(f'the MNIST features read images of 1×32×32, these checkpoints make {"×".join(map(str, shape))}: take --features inception and --reference PATH')
+    extractor = mnist_features() if a.features == 'mnist' else inception_features()
+    if own: return reference_of(a.reference, extractor, progress=not a.quiet and sys.stderr.isatty()), extractor
+    mirrored = a.reference == 'mirrored' or a.reference is None and any(ck.path not in shipped for ck in cks)
+    return mnist_reference(mirrored), extractor
+
 # %% ../nbs/60_cli.ipynb #90d5906d
 def _info(a, cfg):
     "`ddpm info`: what a checkpoint holds, and whether it passes the self-test"
@@ -117,12 +170,14 @@ def _info(a, cfg):
     print(test)
     return 1 if test.ok is False else 0           # None: there were no images to test it on
 
-# %% ../nbs/60_cli.ipynb #7e7bc5af
+# %% ../nbs/60_cli.ipynb #3700016c
 def _commands():
     "name -> (function, options, one line about it)"
     return {
         'sample.grid': (_sample_grid, (_grid_options, _sampling_options, _file_options), 'draw a grid of samples, a PNG below OUT/grids'),
         'sample.traj': (_sample_traj, (_film_options, _sampling_options, _file_options), 'film the way from noise to images, a GIF or MP4 below OUT/animations'),
+        'eval.quality': (_eval_quality, (_quality_options, _sampling_options, _file_options), 'measure checkpoints: a table, curves and a report below OUT'),
+        'compare.ckpts': (_compare_ckpts, (_quality_options, _sampling_options, _file_options), 'compare checkpoints, samplers and numbers of steps: a table, curves, panels and a report below OUT'),
         'info': (_info, (_info_options, _file_options), 'tell what a checkpoint holds, and whether it passes the self-test')}
 
 def _info_options(p):

@@ -434,7 +434,7 @@ def _watch(self:Playground, began):
 @patch
 def _say(self:Playground, line, colour='inherit'): self.line.value = f'<span style="color:{colour}">{escape(line)}</span>'
 
-# %% ../nbs/80_playground.ipynb #45b5fe09
+# %% ../nbs/80_playground.ipynb #188e4a55
 @patch
 def show(self:Playground):
     "Show the state at the place of the time slider"
@@ -445,10 +445,10 @@ def _draw(self:Playground, runs, t):
     "Put pictures and their names on the page"
     pictures, names = views(runs, t), [f'<b>{escape(str(run.settings))}</b>: xₜ and x̂₀ at t = {run.at(t).t}' for run in runs]
     if len(runs) == 2: names.append(self._heading())
-    for i, (name, picture) in enumerate(zip(self.names, self.pictures)):
+    for i, (name, image) in enumerate(zip(self.names, self.pictures)):
         on = i < len(pictures)
-        name.layout.display = picture.layout.display = '' if on else 'none'
-        if on: name.value, picture.value, picture.layout.max_width = names[i], iio.imwrite('<bytes>', pictures[i], extension='.png'), f'{pictures[i].shape[1]}px'
+        name.layout.display = image.layout.display = '' if on else 'none'
+        if on: name.value, image.value, image.layout.max_width = names[i], iio.imwrite('<bytes>', pictures[i], extension='.png'), f'{pictures[i].shape[1]}px'
     self.level.value = f't = {t}'
 
 # %% ../nbs/80_playground.ipynb #934e66e0

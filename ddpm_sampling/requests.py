@@ -140,14 +140,14 @@ def _find(a, cfg):
     if (data := cfg.get('data.dataset', 'mnist')) != 'mnist':
         raise _mistake(f'no checkpoint for {data} ships with this package, only for mnist: give one with --ckpt FILE')
 
-# %% ../nbs/59_requests.ipynb #1df89f98
+# %% ../nbs/59_requests.ipynb #af76a2ac
 def _look_up(name, folders):
     "`name`, or `name`.pt, in the first folder that has it"
     for folder in folders:
         for p in (folder/name, folder/f'{name}.pt'):
             if p.exists(): return p
     where = 'the package' if folders[-1] == _assets() else folders[-1]
-    there = ', '.join(sorted(p.name for p in folders[-1].glob('*.pt'))[-8:]) or 'none'
+    there = ', '.join(sorted(p.name for p in folders[-1].glob('mnist_epoch_*.pt' if where == 'the package' else '*.pt'))[-8:]) or 'none'
     raise _mistake(f'{name}: no such file, nor a checkpoint of that name in {where}, which has {there}')
 
 def _newest(folder, weights):
