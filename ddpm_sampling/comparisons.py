@@ -7,8 +7,9 @@ __all__ = ['VERSION', 'PAIRS', 'LONG', 'REAL', 'Job', 'label', 'protocol', 'run_
            'compare', 'real_row', 'first_images', 'plot_epochs', 'plot_nfe', 'way', 'panel', 'verdict', 'said',
            'say_epochs', 'say_samplers', 'say_speed', 'table', 'epochs', 'samplers', 'report']
 
-# %% ../nbs/50_comparisons.ipynb #e5b9ca4f
+# %% ../nbs/50_comparisons.ipynb #11c39556
 import csv, hashlib, io, time
+from functools import wraps
 import numpy as np, torch
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def run_key(
     for name, w in job.ck.net.state_dict().items(): weights.update(name.encode()); weights.update(w.cpu().contiguous().numpy().tobytes())
     return _hash(protocol(job, ref, extractor), weights.hexdigest(), job.plan().key, job.sampler, job.eta, job.variance, job.clip, job.paired)
 
-# %% ../nbs/50_comparisons.ipynb #edf84c21
+# %% ../nbs/50_comparisons.ipynb #4e2eaa51
 def measure(
     job,             # Job
     ref,             # Reference
@@ -87,7 +88,7 @@ def measure(
     extractor = extractor or mnist_features()
     x, cost = _timed(job, progress)
     x8 = to_uint8(x).cpu()
-    values, notes = scores(x8, ref, extractor, job.seed) if job.n >= LEAST else ({}, (f'{job.n} images: only timed',))
+    values, notes = scores(x8, ref, extractor, job.seed) if job.n >= LEAST else ({}, ())                # fewer are only timed
     if long is not None: values['paired'] = _paired(x, long)
     return _filled({**_identity(job, ref, extractor), **cost}, values), x8[:8], notes
 
@@ -216,17 +217,28 @@ def first_images(
     w = h if a.shape[1] % (h + 1) == 1 else (a.shape[1] - 1)//min(8, int(row['n'])) - 1
     return a[1:-1, 1:].unfold(1, w, w + 1).permute(1, 2, 0, 3).float()/127.5 - 1
 
-# %% ../nbs/50_comparisons.ipynb #df83bf25
+# %% ../nbs/50_comparisons.ipynb #02186a41
 def _number(row, name):
     "A column as a number; NaN where it is empty"
     return float(row.get(name) or 'nan')
 
-def _figure(n, **size):
-    "n axes of the house style in one row"
-    from matplotlib import style
-    from matplotlib.figure import Figure
-    with style.context('ddpm_sampling.assets.house'):
-        fig = Figure(figsize=(3.4*n, 3.)); return fig, fig.subplots(1, n, squeeze=False)[0]
+def _in_house_style(draw):
+    "A function that draws two axes side by side, in the style of the house"
+    @wraps(draw)
+    def drawn(*args, **kw):
+        from matplotlib import style
+        from matplotlib.figure import Figure
+        with style.context('ddpm_sampling.assets.house'):
+            fig = Figure(figsize=(6.8, 3.))
+            draw(*args, axs=fig.subplots(1, 2), **kw)
+        return fig
+    return drawn
+
+def _colour(i):
+    "Colour i of the style in use, as it is now: 'C1' would be looked up only when the figure is drawn"
+    from matplotlib import rcParams
+    colours = rcParams['axes.prop_cycle'].by_key()['color']
+    return colours[i % len(colours)]
 
 def _errorbar(ax, rows, x, name, **look):
     "A curve of one metric with its intervals"
@@ -234,21 +246,28 @@ def _errorbar(ax, rows, x, name, **look):
     ends = [[max(0., y - _number(r, f'{name}_low')) for r, y in zip(rows, ys)], [max(0., _number(r, f'{name}_high') - y) for r, y in zip(rows, ys)]]
     ax.errorbar(xs, ys, yerr=ends, marker='o', **look)
 
-# %% ../nbs/50_comparisons.ipynb #ec73db3b
+def _scale(ax, name, lines=()):
+    "An axis that shows small differences near 0 as well"
+    ax.set(ylabel=METRICS[name].title, **(dict(yscale='log') if name == 'fid' else {}))
+    if name == 'kid': ax.set_yscale('symlog', linthresh=.02); ax.yaxis.set_major_formatter('{x:g}')
+
+# %% ../nbs/50_comparisons.ipynb #9c7798c5
+@_in_house_style
 def plot_epochs(
-    rows,   # of several epochs, sampled alike
+    rows,    # of several epochs, sampled alike
     real={}, # the row of real images
+    axs=None # two matplotlib Axes; None: new ones
 ): # matplotlib Figure
-    "Quality against epoch: distances on the left, shares on the right"
-    rows = sorted(rows, key=lambda r: _number(r, 'epoch'))
-    fig, (ax, bx) = _figure(2)
+    "Quality against epoch: a distance on the left, precision and recall on the right"
+    rows, (ax, bx) = sorted(rows, key=lambda r: _number(r, 'epoch')), axs
     main = _main(rows)
-    _errorbar(ax, rows, 'epoch', main, color='C0')
+    _errorbar(ax, rows, 'epoch', main, color=_colour(0))
     _floor_line(ax, real, main)
-    ax.set(yscale='log' if main == 'fid' else 'linear', xlabel='epoch', ylabel=METRICS[main].title, title=f'{rows[0]["n"]} images each')
-    for name, c in (('precision', 'C1'), ('recall', 'C2'), ('coverage', 'C3')): _errorbar(bx, rows, 'epoch', name, color=c, label=name)
-    bx.set(ylim=(0, 1.03), xlabel='epoch', title='higher is better'); bx.legend()
-    return fig
+    _scale(ax, main); ax.set(xlabel='epoch', title=f'{rows[0]["n"]} images each'); ax.legend()
+    for name, c in (('precision', _colour(1)), ('recall', _colour(2))):
+        _errorbar(bx, rows, 'epoch', name, color=c, label=name)
+        if real.get(name): bx.axhline(_number(real, name), color=c, ls='--', lw=1)
+    bx.set(ylim=(0, 1.03), xlabel='epoch', title='dashed: real images'); bx.legend()
 
 def _main(rows):
     "The distance that is shown: the Fréchet distance where there are images enough, else KID"
@@ -257,24 +276,26 @@ def _main(rows):
 def _floor_line(ax, real, name):
     if real.get(name): ax.axhline(_number(real, name), color='.5', ls='--', lw=1, label=REAL)
 
-# %% ../nbs/50_comparisons.ipynb #d1f7e66b
+# %% ../nbs/50_comparisons.ipynb #400604e7
+@_in_house_style
 def plot_nfe(
-    rows,          # of one checkpoint, several samplers and numbers of steps
-    real={},       # the row of real images
-    x='nfe',       # 'nfe' or 'seconds' (for one image)
+    rows,    # of one checkpoint, several samplers and numbers of steps
+    real={}, # the row of real images
+    x='nfe', # 'nfe' or 'seconds' (for one image)
+    axs=None # two matplotlib Axes; None: new ones
 ): # matplotlib Figure
     "Quality against network evaluations, or against seconds for an image"
-    fig, (ax, bx) = _figure(2)
     rows = [r | {'seconds_each': f'{1/_number(r, "images_per_s"):.4g}'} for r in rows]
-    axis, main = ('nfe' if x == 'nfe' else 'seconds_each'), _main(rows)
+    (ax, bx), axis, main = axs, ('nfe' if x == 'nfe' else 'seconds_each'), _main(rows)
     for i, (name, group) in enumerate(_by_sampler(rows).items()):
-        _errorbar(ax, group, axis, main, color=f'C{i}', label=name)
-        if any(r.get('paired') for r in group): _errorbar(bx, [r for r in group if r.get('paired')], axis, 'paired', color=f'C{i}', label=name)
+        _errorbar(ax, group, axis, main, color=_colour(i), label=name)
+        if any(r.get('paired') for r in group): _errorbar(bx, [r for r in group if r.get('paired')], axis, 'paired', color=_colour(i), label=name)
     _floor_line(ax, real, main)
-    what = 'network evaluations' if x == 'nfe' else 'seconds for an image'
-    ax.set(xscale='log', yscale='log' if main == 'fid' else 'linear', xlabel=what, ylabel=METRICS[main].title); ax.legend()
-    bx.set(xscale='log', yscale='log', xlabel=what, ylabel='distance to a long run', title='deterministic samplers, same noise')
-    return fig
+    _scale(ax, main); ax.legend(loc='upper right')
+    bx.set(yscale='log', ylabel='distance to a long run', title='deterministic, same noise'); bx.legend()
+    for a in axs:
+        a.set(xscale='log', xlabel='network evaluations' if x == 'nfe' else 'seconds for an image')
+        if x == 'nfe': a.set_xticks(ts := sorted({int(r['nfe']) for r in rows}), ts); a.set_xticks([], minor=True)
 
 def _by_sampler(rows):
     "{name: rows by number of evaluations}"
@@ -284,7 +305,7 @@ def _by_sampler(rows):
 
 def way(row):
     "A row's sampler in a few words, without the number of steps"
-    words = [{'ddim': 'DDIM', 'ddpm': 'ancestral'}.get(row['sampler'], row['sampler'])]
+    words = [{'ddim': 'DDIM', 'ddpm': 'ancestral', '': '–'}.get(row['sampler'], row['sampler'])]
     if row['sampler'] == 'ddpm': words[0] += ' ' + {'beta': 'β', 'posterior': 'β̃', '': 'β̃'}.get(row['variance'], row['variance'])
     words += [f'η = {row["eta"]}']*bool(row['eta']) + [row['spacing']]*bool(row['spacing']) + ['not clipped']*(row['clip'] == 'False')
     return ', '.join(words)
@@ -333,7 +354,7 @@ def say_epochs(
     else: end = f'The intervals of {before["checkpoint"]} and {last["checkpoint"]} overlap: these images do not tell whether it was still getting better.'
     return text + end
 
-# %% ../nbs/50_comparisons.ipynb #ae756ec5
+# %% ../nbs/50_comparisons.ipynb #c8e54e0a
 def say_samplers(
     rows, # of one checkpoint and several samplers
 ): # sentences, one for each number of evaluations
@@ -341,9 +362,9 @@ def say_samplers(
     name, text = _main(rows), []
     for nfe in sorted({int(r['nfe']) for r in rows}):
         if len(group := [r for r in rows if int(r['nfe']) == nfe]) < 2: continue
-        (best, *others), clear = verdict(group, name)
-        text.append(f'With {nfe} evaluations {way(best)} has the lowest {METRICS[name].title}, {said(best, name)}, before '
-                    + ' and '.join(f'{way(r)}, {said(r, name)}' for r in others) + ('.' if clear else '; the intervals overlap, so this is not certain.'))
+        (best, *others), _ = verdict(group, name)
+        worse = [f'{way(r)} with {said(r, name)} ' + ('is clearly worse' if _number(best, f'{name}_high') < _number(r, f'{name}_low') else 'may be as good') for r in others]
+        text.append(f'With {nfe} evaluations {way(best)} has the lowest {METRICS[name].title}, {said(best, name)}; ' + ', '.join(worse) + '.')
     return ' '.join(text)
 
 def say_speed(
@@ -357,17 +378,17 @@ def say_speed(
     name = _main(rows)
     return ' '.join(text + [f'{cap(r)} scores a {METRICS[name].title} of {said(r, name)}.' for s in ('ddim', 'ddpm') if (r := longest(rows, s)) and r.get(name)])
 
-# %% ../nbs/50_comparisons.ipynb #846a7341
+# %% ../nbs/50_comparisons.ipynb #0f7a259b
 def table(
     rows, # of one protocol
-    names=('fid', 'kid', 'precision', 'recall', 'coverage', 'paired'), # metrics, with their intervals
+    names=('fid', 'kid', 'paired', 'precision', 'recall', 'coverage'), # metrics; those of which less is better with their intervals
 ): # Markdown
     "Rows as a table; more than one protocol is refused"
     if len(found := {r['protocol'] for r in rows}) != 1: raise RequestError(f'rows of {len(found)} protocols do not belong in one table: they differ in N, features, reference, rounding or seed')
     names = [n for n in names if any(r.get(n) for r in rows)]
-    lines = [['checkpoint', 'sampler', 'evaluations', *(_title(n, rows) for n in names), 'seconds', 'images/s']]
-    lines += [[r['checkpoint'], way(r), r['nfe'], *(said(r, n) for n in names), r['seconds'], r['images_per_s']] for r in rows]
-    lines.insert(1, ['---']*len(lines[0]))
+    show = lambda r, n: said(r, n) if n == 'paired' or METRICS[n].better == 'lower' else r[n] or '–'
+    lines = [['checkpoint', 'sampler', 'evaluations', *(_title(n, rows) for n in names), 'seconds', 'images/s'], ['---']*(len(names) + 5)]
+    lines += [[r['checkpoint'], way(r), r['nfe'] or '–', *(show(r, n) for n in names), r['seconds'] or '–', r['images_per_s'] or '–'] for r in rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 def _title(name, rows):
@@ -399,7 +420,7 @@ def samplers(
         jobs += [last._replace(steps=k, paired=True), *(last._replace(sampler='ddpm', steps=k, variance=v) for v in ('posterior', 'beta'))]
     return jobs + [last._replace(n=8, sampler=s, steps=k) for s, k in (('ddim', steps), ('ddpm', ck.schedule.T))]
 
-# %% ../nbs/50_comparisons.ipynb #332880d3
+# %% ../nbs/50_comparisons.ipynb #1714b291
 def report(
     path,   # the CSV
     rows,   # what `compare` returned
@@ -411,34 +432,33 @@ def report(
     main, real = [r for r in rows if r['protocol'] == rows[0]['protocol']], real_row(path, rows)
     last = [r for r in main if r['checkpoint'] == main[len({r['checkpoint'] for r in main}) - 1]['checkpoint']]
     by_epoch = [r for r in main if all(r[k] == main[0][k] for k in ('sampler', 'steps', 'eta', 'variance', 'spacing', 'clip'))]
-    parts, written = [_head(main, ref, real)], []
+    last, parts, written = sorted(last, key=lambda r: (int(r['nfe']), way(r))), [_head(main, ref, real)], []
     def add(folder, what, fig): written.append(write_figure(Path(out)/folder/f'{name}_{what}.png', fig)); return f'![{what}](../{folder}/{name}_{what}.png)'
     if len(by_epoch) > 1: parts += _on_epochs(path, by_epoch, real, add)
     if len(last) > 1: parts += _on_samplers(path, last, real, add)
     if slow := [r for r in rows if r not in main]: parts += _on_speed(path, last, slow, real, add)
-    if len(parts) == 1: parts += ['## Result', table(main, _ALL), add('grids', 'panel', panel(path, main))]
+    if len(parts) == 1: parts += ['## Result', table([real]*bool(real) + main, _ALL), add('grids', 'panel', panel(path, main))]
     file = Path(out)/'reports'/f'{name}.md'
     with whole_file(file) as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return [*written, file]
 
 _ALL = ('fid', 'fid_inf', 'kid', 'swd', 'precision', 'recall', 'density', 'coverage', 'mean', 'std', 'mid', 'diversity', 'lpips', 'memorised')
 
-# %% ../nbs/50_comparisons.ipynb #4dda8c70
+# %% ../nbs/50_comparisons.ipynb #a537d0ca
 def _head(rows, ref, real):
     "What was measured against what"
     r = rows[0]
     n, text = int(r['n']), [f'# Quality of {r["checkpoint"]}' if len({q["checkpoint"] for q in rows}) == 1 else f'# Comparison of {len({q["checkpoint"] for q in rows})} checkpoints']
     text += [f'{n} images of seed {r["seed"]} for each row, rounded to 8 bits, against {ref.name} ({ref.moments.n} real images). Protocol {r["protocol"]}. '
-             'Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, higher for precision, recall and coverage.']
+             'Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, higher for precision, recall and coverage; what can be reached stands in the line of real images.']
     if n < FEW: text += [f'**{n} images are too few for a Fréchet distance** (below {FEW} it is mostly bias): the sentences below go by KID. Take `--num-samples 1000` for a judgement.']
-    if real: text += ['As many real images score: ' + ', '.join(f'{METRICS[k].title} {said(real, k)}' for k in ('fid', 'kid', 'precision', 'recall', 'coverage')) + '.']
     return '\n\n'.join(text)
 
 def _on_epochs(path, rows, real, add):
-    return ['## Is it still getting better?', say_epochs(rows), add('curves', 'epochs', plot_epochs(rows, real)), table(rows), add('grids', 'checkpoints', panel(path, rows))]
+    return ['## Is it still getting better?', say_epochs(rows), add('curves', 'epochs', plot_epochs(rows, real)), table([real]*bool(real) + rows), add('grids', 'checkpoints', panel(path, rows))]
 
 def _on_samplers(path, rows, real, add):
-    return ['## β, β̃ or DDIM, and how many steps?', say_samplers(rows), add('curves', 'nfe', plot_nfe(rows, real)), table(rows), add('grids', 'samplers', panel(path, rows))]
+    return ['## β, β̃ or DDIM, and how many steps?', say_samplers(rows), add('curves', 'nfe', plot_nfe(rows, real)), table([real]*bool(real) + rows), add('grids', 'samplers', panel(path, rows))]
 
 def _on_speed(path, rows, slow, real, add):
     return ['## DDIM against DDPM: speed and quality', say_speed(rows, slow), add('curves', 'seconds', plot_nfe(rows, real, 'seconds')),
