@@ -12,14 +12,15 @@ from typing import NamedTuple
 from .posteriors import beta_var, learned_var, posterior, posterior_var
 from .schedules import RequestError
 
-# %% ../nbs/06_loop.ipynb #97997ff7
+# %% ../nbs/06_loop.ipynb #236fa18e
 def step_var(
     row,    # `Row`: the step's two ends
-    kind,   # 'posterior' (σ² = β̃), 'beta' (σ² = β) or 'learned'
+    kind,   # 'posterior' (σ² = β̃), 'beta' (σ² = β), 'learned', or a function row -> σ²
     frac=None, # for 'learned': the network's interpolation weights
 ): # σ², a float, or for 'learned' a tensor like frac
     "Variance of an ancestral step"
     if row.abar_s == 1: return 0.
+    if callable(kind): return kind(row)
     if kind == 'posterior': return posterior_var(row.abar_t, row.abar_s)
     if kind == 'beta': return beta_var(row.abar_t, row.abar_s)
     if kind != 'learned': raise RequestError(f"variance must be 'posterior', 'beta' or 'learned', not {kind!r}")
