@@ -227,7 +227,7 @@ def _checked_shape(shape, eighths=True):
         raise RequestError(f'image sides must be divisible by 8, not {shape[1]}×{shape[2]}; MNIST is enlarged to 32×32')
     return tuple(int(n) for n in shape)
 
-# %% ../nbs/22_checkpoints.ipynb #c19919a2
+# %% ../nbs/22_checkpoints.ipynb #d79b915a
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     "A trained network and what sampling must know about it"
@@ -242,6 +242,7 @@ class Checkpoint:
     config: dict|None = None
     notes: tuple = ()
     kind: str = 'a network of your own'
+    defaults: dict|None = None # how its makers sample it, as arguments of `sample`
 
     def __post_init__(self):
         "Refuse what could not be sampled"
@@ -253,13 +254,13 @@ class Checkpoint:
             raise CheckpointError('abar_T is 0: x_T is pure noise, and a network that predicts eps cannot tell x0 from it, '
                                   'since x0 = (x_T − eps)/0; such a schedule needs one that predicts v or x0')
 
-# %% ../nbs/22_checkpoints.ipynb #f08a0417
+# %% ../nbs/22_checkpoints.ipynb #cb1ec574
 @patch
 def info(self:Checkpoint,
 )->dict: # name -> value, in the order in which it prints
     "Everything worth knowing about the checkpoint, ready to print"
     net, n = self.net, sum(p.numel() for p in self.net.parameters())
-    what = type(net).__name__
+    what = getattr(net, 'label', type(net).__name__)
     if isinstance(net, UNet): what = f'U-Net, C = {net.c}, D = {net.dim}, channels {net.c_in} → {net.c_out}'
     if isinstance(net, UNet) and net.c_out==2*net.c_in: what += ' (learned variance)'
     return dict(file=Path(self.path).name if self.path else None, kind=self.kind, weights=self.weights,
@@ -339,17 +340,17 @@ def _check_name(path, epoch, log):
     if m and epoch is not None and int(m[1])!=epoch:
         log.append(('clash', f'epoch: {epoch} as the file says, not {int(m[1])} as its name says'))
 
-# %% ../nbs/22_checkpoints.ipynb #44daf085
+# %% ../nbs/22_checkpoints.ipynb #4db33ab2
 class CheckpointWarning(UserWarning):
     "Something about a checkpoint was assumed, or decided against the request"
 
-def _checked_request(weights, schedule, predicts, shape):
+def _checked_request(weights, schedule, predicts, shape, eighths=True):
     "The arguments of `load_checkpoint`, or an error that says what is allowed"
     if weights not in ('ema', 'raw'): raise RequestError(f"weights must be 'ema' or 'raw', not {weights!r}")
     if predicts is not None: _check_predicts(predicts)
     if not (schedule is None or isinstance(schedule, Schedule) or schedule in ('linear', 'cosine', 'quadratic')):
         raise RequestError(f"schedule must be 'linear', 'cosine', 'quadratic' or a Schedule, not {schedule!r}")
-    return None if shape is None else _checked_shape(shape)
+    return None if shape is None else _checked_shape(shape, eighths)
 
 # %% ../nbs/22_checkpoints.ipynb #c82152fc
 def _settle_all(rec, cfg, net, schedule, predicts, shape, log):
@@ -366,10 +367,12 @@ def _settle_all(rec, cfg, net, schedule, predicts, shape, log):
         log.append(('clash', f'channels: {net.c_in} as the tensors have it, not {shape[0]} as asked'))
     return schedule, predicts, (net.c_in, *_settle('image sides', sides, shape and shape[1:], (32,32), log))
 
-# %% ../nbs/22_checkpoints.ipynb #b38a3e57
-def _load(path, weights, schedule, predicts, shape, log):
+# %% ../nbs/22_checkpoints.ipynb #2304c533
+def _load(path, weights, schedule, predicts, shape, log, net=None):
     "The checkpoint in a file, on the CPU, and what there is to say about it in `log`"
     rec = _read(path)
+    if net is not None:
+        raise CheckpointError('net= is for files of `save_checkpoint`; here load the weights yourself, and make a Checkpoint(net=…, schedule=…)')
     kind, sets = _weight_sets(rec)
     tensors, weights = _choose(sets, weights, log)
     net, cfg, epoch = unet_from_tensors(tensors), _config(rec), _count(rec, 'epoch', log)
@@ -378,20 +381,40 @@ def _load(path, weights, schedule, predicts, shape, log):
     step = _count(rec, 'step', log)
     return Checkpoint(net, schedule, predicts, shape, epoch, step, weights, path, cfg or None, tuple(l for _,l in log), kind)
 
-# %% ../nbs/22_checkpoints.ipynb #6616103b
+# %% ../nbs/22_checkpoints.ipynb #5c152034
+def _is_pipeline(path):
+    "Whether a folder has the parts of a diffusers pipeline"
+    parts = 'model_index.json', 'unet/config.json', 'scheduler/scheduler_config.json', 'diffusion_pytorch_model*'
+    return path.is_dir() and any(any(path.glob(p)) for p in parts)
+
+def _is_safetensors(path):
+    "Whether a file begins as safetensors files do: with a length of eight bytes, then JSON"
+    if not path.is_file(): return False
+    with open(path, 'rb') as f: return f.read(9)[4:]==b'\0\0\0\0{'
+
+def _reader(path):
+    "The function that reads what lies at `path`"
+    if _is_pipeline(path): from ddpm_sampling.other_networks import _load_folder as read
+    elif _is_safetensors(path): from ddpm_sampling.other_networks import _load_safe as read
+    else: read = _load
+    return read
+
+# %% ../nbs/22_checkpoints.ipynb #fa94befa
 def load_checkpoint(
-    path=None, # file; None: the bundled MNIST checkpoint
+    path=None, # file, or folder of diffusers; None: the bundled MNIST checkpoint
     weights='ema', # 'ema' or 'raw'
     schedule=None, # where the file records none: a Schedule, 'linear', 'cosine' or 'quadratic'
     predicts=None, # where the file records none: 'eps', 'x0' or 'v'
     shape=None, # where the file records none: (c,h,w)
     device=None, # 'cuda', 'mps', 'cpu', …; None or 'auto': the fastest there is
     strict=False, # True: a contradiction is an error
+    net=None, # for a file of `save_checkpoint` with a network of your own: one of its kind, to be filled
 )->Checkpoint: # its network in eval mode, float32, on the device, without gradients
     "A checkpoint from a file, and a warning about everything that is not as asked"
-    shape, device, log = _checked_request(weights, schedule, predicts, shape), pick_device(device), []
     path = _bundled_path() if path is None else Path(path).expanduser()
-    try: ck = _load(path, weights, schedule, predicts, shape, log)
+    read, device, log = _reader(path), pick_device(device), []
+    shape = _checked_request(weights, schedule, predicts, shape, eighths=read is _load)
+    try: ck = read(path, weights, schedule, predicts, shape, log, net)
     except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
     if strict and (clash := [l for k,l in log if k=='clash']):
         raise CheckpointError(f'{path}: ' + '; '.join(clash))
