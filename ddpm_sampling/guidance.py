@@ -28,21 +28,22 @@ def guided(
         return *x0_and_eps(eps_hat - (1 - abar)**.5*shift, x, abar, 'eps'), frac
     return guided_den if scale else den
 
-# %% ../nbs/16_guidance.ipynb #6099accb
-def _gradient(guidance_fn, x, t):
+# %% ../nbs/16_guidance.ipynb #7193c5c4
+def _gradient(guidance_fn, x, t, name='guidance_fn'):
     "∇ of the sum of guidance_fn(x, t), which is each image's own gradient; checked"
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logp = guidance_fn(x, t)
         if not torch.is_tensor(logp) or logp.shape != x.shape[:1]:
             got = f'a tensor {tuple(logp.shape)}' if torch.is_tensor(logp) else type(logp).__name__
-            raise RequestError(f'guidance_fn must return one log-probability for each image, a tensor ({len(x)},), not {got}')
+            raise RequestError(f'{name} must return one log-probability for each image, a tensor ({len(x)},), not {got}')
         g = torch.autograd.grad(logp.sum(), x, allow_unused=True)[0] if logp.requires_grad else None
-    if g is None: raise RequestError('the answer of guidance_fn does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
+    if g is None: raise RequestError(f'the answer of {name} does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
     bad = logp.isnan() | ~g.flatten(1).isfinite().all(1)
-    if bad.any(): raise RequestError(f'guidance_fn: log-probability or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, first number {int(bad.nonzero()[0])}')
+    if bad.any(): raise RequestError(f'{name}: log-probability or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, first number {int(bad.nonzero()[0])}')
     return g.to(x.dtype)
 
+# %% ../nbs/16_guidance.ipynb #96c3c72f
 def _checked(scale, interval):
     "Lowest and highest t of the interval; a scale or an interval that makes no sense is refused"
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale): raise RequestError(f'scale must be a finite number, such as 1., not {scale!r}')
