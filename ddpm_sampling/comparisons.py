@@ -276,7 +276,7 @@ def _main(rows):
 def _floor_line(ax, real, name):
     if real.get(name): ax.axhline(_number(real, name), color='.5', ls='--', lw=1, label=REAL)
 
-# %% ../nbs/50_comparisons.ipynb #400604e7
+# %% ../nbs/50_comparisons.ipynb #fffd926f
 @_in_house_style
 def plot_nfe(
     rows,    # of one checkpoint, several samplers and numbers of steps
@@ -291,7 +291,7 @@ def plot_nfe(
         _errorbar(ax, group, axis, main, color=_colour(i), label=name)
         if any(r.get('paired') for r in group): _errorbar(bx, [r for r in group if r.get('paired')], axis, 'paired', color=_colour(i), label=name)
     _floor_line(ax, real, main)
-    _scale(ax, main); ax.legend(loc='upper right')
+    _scale(ax, main); ax.legend(loc='lower left', bbox_to_anchor=(-.05, 1), ncols=2)
     bx.set(yscale='log', ylabel='distance to a long run', title='deterministic, same noise'); bx.legend()
     for a in axs:
         a.set(xscale='log', xlabel='network evaluations' if x == 'nfe' else 'seconds for an image')

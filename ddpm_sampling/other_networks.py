@@ -225,11 +225,11 @@ def _load_folder(path, weights, schedule, predicts, shape, log, net=None):
     log.append(('note', 'weights: the folder does not say whether they are raw or EMA'))
     return Checkpoint(net.eval(), schedule, predicts, shape, None, None, 'raw', path, dict(unet=cfg, scheduler=s), tuple(l for _,l in log), 'folder of diffusers', how)
 
-# %% ../nbs/23_other_networks.ipynb #7e7705e6
+# %% ../nbs/23_other_networks.ipynb #240df35c
 def _folder_scheduler(path, schedule):
     "The scheduler's configuration; None where there is none and the schedule is given"
-    file = path/'scheduler'/'scheduler_config.json'
-    if file.exists(): return _json(file)
+    for file in path/'scheduler'/'scheduler_config.json', path/'scheduler_config.json':      # the second in folders of 2022
+        if file.exists(): return _json(file)
     if schedule is None: raise CheckpointError('no scheduler/scheduler_config.json in it: give the folder that holds unet/ and scheduler/, or pass schedule=… and predicts=…')
 
 def _folder_predicts(cfg):
@@ -274,18 +274,18 @@ def _record_of(ck):
     return dict(format=1, network=_described(ck.net), schedule=dict(name=ck.schedule.name, betas=ck.schedule.beta[1:].tolist()), predicts=ck.predicts,
         shape=ck.shape, epoch=ck.epoch, step=ck.step, weights=ck.weights, config=ck.config, defaults=ck.defaults, notes=ck.notes)
 
-# %% ../nbs/23_other_networks.ipynb #19c8be79
-_open = b'0'*64
+# %% ../nbs/23_other_networks.ipynb #06842738
+_zeros = b'0'*64
 
 def _sealed(data):
     "The bytes with their hash in the place of the zeros"
-    return data.replace(_open, hashlib.sha256(data).hexdigest().encode(), 1)
+    return data.replace(_zeros, hashlib.sha256(data).hexdigest().encode(), 1)
 
 def _is_sealed(data, seal):
     "Whether the hash of the bytes is the one that stands in them"
-    return _sealed(data.replace(seal.encode(), _open, 1))==data
+    return _sealed(data.replace(seal.encode(), _zeros, 1))==data
 
-# %% ../nbs/23_other_networks.ipynb #380e3f59
+# %% ../nbs/23_other_networks.ipynb #097cdc0d
 def save_checkpoint(
     ck, # the `Checkpoint`
     path, # of the file, by custom NAME.safetensors; its folder must exist
@@ -293,7 +293,7 @@ def save_checkpoint(
     "Write a checkpoint as safetensors with a record in JSON, whole or not at all"
     path = Path(path).expanduser()
     if path.is_dir(): raise RequestError(f'{path} is a folder: give the name of a file')
-    record = json.dumps(dict(sha256=_open.decode()) | _record_of(ck), default=str)
+    record = json.dumps(dict(sha256=_zeros.decode()) | _record_of(ck), default=str)
     data = _sealed(safetensors.torch.save(_tensors_of(ck.net), dict(ddpm_sampling=record)))
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
