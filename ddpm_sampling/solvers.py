@@ -51,15 +51,14 @@ def heun_step(
     _, eps_s, _ = den(xs, row.s, row.abar_s)
     return xs + _gain_eps(row)*(eps_s - eps_hat)/2, x0_hat, memory
 
-# %% ../nbs/10_solvers.ipynb #af8f7363
+# %% ../nbs/10_solvers.ipynb #96749bd7
 def polynomial_mean(
     u,     # the variable at the points of a quadrature rule, (q,)
     w,     # the weights of the rule, adding up to 1, (q,)
     nodes, # the variable where values are known, k different numbers
 ): # (k,), adding up to 1
     "Weights c of the known values in the mean of the polynomial through them"
-    others = [[b for b in nodes if b != a] for a in nodes]
-    return np.array([w @ np.prod([(u - b)/(a - b) for b in bs] + [np.ones_like(u)], axis=0) for a, bs in zip(nodes, others)])
+    return np.array([w @ math.prod([(u - b)/(a - b) for b in nodes if b != a], start=np.ones_like(u)) for a in nodes])
 
 # %% ../nbs/10_solvers.ipynb #1fb6c07e
 _x, _w = np.polynomial.legendre.leggauss(32)                # on [-1,1]
@@ -112,14 +111,14 @@ def _checked(order):
     if isinstance(order, bool) or order not in (1, 2, 3, 4): raise RequestError(f'order must be 1, 2, 3 or 4, not {order!r}')
     return order
 
-# %% ../nbs/10_solvers.ipynb #8c55d131
+# %% ../nbs/10_solvers.ipynb #2d81e979
 def data_weights(
     row,   # `Row`
     abars, # levels at which x̂₀ is known, (k,) with k ≤ 3
 ): # (k,), adding up to 1
     "⟨x̂₀⟩ from k values: a line in the middle of the step (Lu et al. 2022b), a parabola by its mean, even in 1/σ̄ (Zhao et al. 2023)"
-    lam, w = _over(row, 1)
-    if len(abars) < 3: lam, w = np.array([(lam[0] + lam[-1])/2]), np.ones(1)
+    middle = -math.log(sigbar(row.abar_t)*sigbar(row.abar_s))/2
+    lam, w = _over(row, 1) if len(abars) == 3 else (np.array([middle]), np.ones(1))
     return polynomial_mean(lam, w, [-math.log(sigbar(a)) for a in abars])
 
 # %% ../nbs/10_solvers.ipynb #e0570486
