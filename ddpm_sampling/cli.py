@@ -120,7 +120,7 @@ def _compare_ckpts(a, cfg):
         raise _mistake('compare.ckpts compares DDIM with ancestral sampling and both variances by itself: of these options it takes --steps N, --eta, --spacing and --clip')
     return _evaluate(a, cfg, samplers, 'comparison', 50 if a.steps is None else a.steps)
 
-# %% ../nbs/60_cli.ipynb #34fa6ffc
+# %% ../nbs/60_cli.ipynb #7aee50fe
 def _evaluate(a, cfg, list_jobs, name, steps):
     "Sample, measure, write the report"
     from ddpm_sampling.comparisons import LEAST, compare, report
@@ -133,32 +133,45 @@ def _evaluate(a, cfg, list_jobs, name, steps):
     out = Path(a.out).expanduser()
     _try_folder(out/'logs')
     _tell(a, {'checkpoints': ', '.join(cks), 'images': f'{a.num_samples} of seed {a.seed} for each row', 'reference': f'{ref.name}, {ref.moments.n} images'})
-    rows = compare(jobs, ref, out/'logs'/'quality.csv', extractor, False if a.quiet else None, lambda text: _line('warning', text))
-    written = report(out/'logs'/'quality.csv', rows, ref, out, f'{name}_n{a.num_samples}_seed{a.seed}_{zlib.crc32(repr([r["run"] for r in rows]).encode()):08x}')
-    _tell(a, {f'{r["checkpoint"]}': _result(r) for r in rows if r['checkpoint']} if name == 'quality' else {})
-    for path in [out/'logs'/'quality.csv', *written]: print(path if a.quiet else f'{"wrote":11} {path}')
+    for text in ref.notes: _line('warning', f'{ref.name}: {text}')
+    csv = out/'logs'/'quality.csv'
+    rows = compare(jobs, ref, csv, extractor, False if a.quiet else None, lambda text: _line('warning', text))
+    if a.reference is None: _hint_mirrored(csv, rows[-1], ref)
+    written = report(csv, rows, ref, out, f'{name}_n{a.num_samples}_seed{a.seed}_{zlib.crc32(repr([r["run"] for r in rows]).encode()):08x}')
+    if not a.quiet: print(*(f'{r["checkpoint"]:11} {_result(r)}' for r in rows), sep='\n')
+    for path in [csv, *written]: print(path if a.quiet else f'{"wrote":11} {path}')
     return 0
 
 def _result(row):
     "A row in a line"
     from ddpm_sampling.comparisons import METRICS, said, way
-    return f'{way(row)}, {row["nfe"]} evaluations: ' + ', '.join(f'{METRICS[k].title} {said(row, k)}' for k in ('fid', 'kid', 'precision', 'recall') if row[k])
+    measured = ', '.join(f'{METRICS[k].title} {said(row, k)}' for k in ('fid', 'kid') if row[k])
+    return f'{way(row)}, {row["nfe"]} evaluations: {measured or row["images_per_s"] + " images/s"}'
 
-# %% ../nbs/60_cli.ipynb #366cfcab
+def _hint_mirrored(csv, row, ref):
+    "A warning where the images fit mirrored digits clearly better"
+    from ddpm_sampling.comparisons import _features
+    from ddpm_sampling.frechet import fid
+    from ddpm_sampling.references import mnist_reference
+    import numpy as np
+    if ref.key != mnist_reference().key or int(row['n']) <= 64: return
+    upright, mirrored = (fid(np.load(_features(csv, row['run'])), mnist_reference(m).moments) for m in (False, True))
+    if mirrored.high < upright.low:
+        warnings.warn(f'{row["checkpoint"]} fits digits that are mirrored at random better (FID-proxy {mirrored} instead of {upright}): if it was trained on such, as Day 6 trains, take --reference mirrored')
+
+# %% ../nbs/60_cli.ipynb #4a9b249f
 def _reference(a, cks):
     "What to measure against, and the features"
-    from ddpm_sampling.checkpoints import bundled_checkpoints
     from ddpm_sampling.features import inception_features, mnist_features
     from ddpm_sampling.references import mnist_reference, reference_of
-    shape, shipped = cks[0].shape, {b['path'] for b in bundled_checkpoints()}
+    shape = cks[0].shape
     own = a.reference not in (None, 'mnist', 'mirrored')
     if a.features == 'inception' and not own: raise _mistake('Inception features need real images to measure against: --reference PATH, a folder of images, an NPZ or an IDX file')
     if a.features == 'mnist' and shape != (1, 32, 32):
         raise _mistake(f'the MNIST features read images of 1×32×32, these checkpoints make {"×".join(map(str, shape))}: take --features inception and --reference PATH')
     extractor = mnist_features() if a.features == 'mnist' else inception_features()
-    if own: return reference_of(a.reference, extractor, progress=not a.quiet and sys.stderr.isatty()), extractor
-    mirrored = a.reference == 'mirrored' or a.reference is None and any(ck.path not in shipped for ck in cks)
-    return mnist_reference(mirrored), extractor
+    if own: return reference_of(a.reference, extractor, a.holdout, progress=not a.quiet and sys.stderr.isatty()), extractor
+    return mnist_reference(a.reference == 'mirrored'), extractor
 
 # %% ../nbs/60_cli.ipynb #90d5906d
 def _info(a, cfg):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'PAIRS', 'LONG', 'REAL', 'Job', 'label', 'protocol', 'run_key', 'measure', 'long_run', 'read_rows',
-           'compare', 'real_row', 'first_images', 'plot_epochs', 'plot_nfe', 'way', 'panel', 'verdict', 'said',
-           'say_epochs', 'say_samplers', 'say_speed', 'table', 'epochs', 'samplers', 'report']
+           'compare', 'real_row', 'first_images', 'plot_epochs', 'plot_nfe', 'way', 'panel', 'said', 'clearly',
+           'say_good', 'say_epochs', 'say_samplers', 'say_speed', 'table', 'epochs', 'samplers', 'report']
 
-# %% ../nbs/50_comparisons.ipynb #11c39556
+# %% ../nbs/50_comparisons.ipynb #d4a3c657
 import csv, hashlib, io, time
 from functools import wraps
 import numpy as np, torch
@@ -20,8 +20,8 @@ from .images import image_grid, to_uint8, whole_file, write_png
 from .samplers import resolve, sample
 from .trajectories import write_figure
 from .pairs import paired_distance, side_by_side
-from .features import mnist_features
-from .frechet import Estimate
+from .features import extract, mnist_features
+from .frechet import Estimate, fid_difference
 from .quality import FEW, LEAST, METRICS, floor, scores
 
 # %% ../nbs/50_comparisons.ipynb #18ba89e2
@@ -53,10 +53,12 @@ def label(job):
     words += [dict(beta='β', posterior='β̃').get(job.variance, job.variance), job.eta and f'η = {job.eta:g}', job.spacing, None if job.clip else 'not clipped']
     return ', '.join(w for w in words if w)
 
-# %% ../nbs/50_comparisons.ipynb #2d6cf28c
+# %% ../nbs/50_comparisons.ipynb #5cd8ef3c
 VERSION = 1                                              # raised when a metric changes its meaning
 
 def _hash(*parts): return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+def _key_of(extractor): return getattr(extractor, 'key', None) or f'{extractor!r} of this process only'      # a bare function has no name to trust
 
 def protocol(
     job,       # Job
@@ -64,7 +66,7 @@ def protocol(
     extractor, # what makes the features
 ): # 10 hexadecimal digits
     "What two rows must share before they are compared"
-    return _hash(VERSION, job.n, job.seed, getattr(extractor, 'key', extractor.__class__.__name__), ref.key, 'uint8, halves to even')
+    return _hash(VERSION, job.n, job.seed, _key_of(extractor), ref.key, 'uint8, halves to even')
 
 def run_key(
     job,       # Job
@@ -76,21 +78,22 @@ def run_key(
     for name, w in job.ck.net.state_dict().items(): weights.update(name.encode()); weights.update(w.cpu().contiguous().numpy().tobytes())
     return _hash(protocol(job, ref, extractor), weights.hexdigest(), job.plan().key, job.sampler, job.eta, job.variance, job.clip, job.paired)
 
-# %% ../nbs/50_comparisons.ipynb #4e2eaa51
+# %% ../nbs/50_comparisons.ipynb #159a913d
 def measure(
     job,             # Job
     ref,             # Reference
     extractor=None,  # what makes the features; None: those of the MNIST classifier
     long=None,       # images of a long run from the same noise, from `long_run`
     progress=None,   # called with the number of images before each network evaluation
-): # ({column: text}, the first images as uint8, notes)
+): # ({column: text}, the first images as uint8, the features, notes)
     "Sample, and measure what came out"
     extractor = extractor or mnist_features()
     x, cost = _timed(job, progress)
     x8 = to_uint8(x).cpu()
-    values, notes = scores(x8, ref, extractor, job.seed) if job.n >= LEAST else ({}, ())                # fewer are only timed
+    features = extract(x8, extractor)
+    values, notes = scores(x8, ref, extractor, job.seed, features) if job.n >= LEAST else ({}, ())      # fewer are only timed
     if long is not None: values['paired'] = _paired(x, long)
-    return _filled({**_identity(job, ref, extractor), **cost}, values), x8[:8], notes
+    return _filled({**_identity(job, ref, extractor), **cost}, values), x8[:8], features, notes
 
 def _filled(row, values):
     "A row as text, three columns for each metric"
@@ -150,11 +153,11 @@ def _write_rows(path, rows):
     table.writeheader(); table.writerows(rows)
     with whole_file(path) as part: part.write_text(out.getvalue(), encoding='utf-8', newline='')
 
-# %% ../nbs/50_comparisons.ipynb #41f39f06
+# %% ../nbs/50_comparisons.ipynb #e19ec6f1
 def compare(
     jobs,           # Jobs
     ref,            # Reference
-    path,           # the CSV; images go into a folder `images` beside it
+    path,           # the CSV; folders `images` and `features` stand beside it
     extractor=None, # what makes the features; None: those of the MNIST classifier
     progress=False, # True: a bar with the time left; None: only if standard error is a terminal
     note=print,     # called with a line about each metric that was left out, once
@@ -169,13 +172,15 @@ def compare(
             if key in rows: continue                                           # asked for twice
             bar.set_description(f'{job.name}, {label(job)}', refresh=False)
             if job.paired and (which := (id(job.ck), job.seed)) not in longs: longs[which] = long_run(job, bar.update)
-            row, images, notes = measure(job, ref, extractor, longs[which] if job.paired else None, bar.update)
+            row, images, features, notes = measure(job, ref, extractor, longs[which] if job.paired else None, bar.update)
             for line in notes:
                 if line not in told: told.add(line); bar.clear(); note(line)
             write_png(_picture(path, key), image_grid(images.float()/127.5 - 1, len(images), 1, 1))
-            rows[key] = row
+            with whole_file(_features(path, key)) as part, open(part, 'wb') as f: np.save(f, features.astype(np.float32))
+            rows = read_rows(path) | rows | {key: row}                          # another run may have added rows
             _write_rows(path, list(rows.values()))
-    return [rows[key] for key in dict.fromkeys(keys)]
+    asked = dict.fromkeys((key, job.name) for job, key in zip(jobs, keys))
+    return [rows[key] | dict(checkpoint=name) for key, name in asked]          # under the names of this request
 
 # %% ../nbs/50_comparisons.ipynb #bea6cd0e
 REAL = 'real images'
@@ -195,7 +200,7 @@ def real_row(
     "What real images score"
     return next((r for r in read_rows(path).values() if r['checkpoint'] == REAL and r['protocol'] == rows[0]['protocol']), {})
 
-# %% ../nbs/50_comparisons.ipynb #efd097f7
+# %% ../nbs/50_comparisons.ipynb #197196a4
 def _bar(todo, progress):
     "A bar over the network evaluations of all images to come"
     from tqdm import tqdm
@@ -204,6 +209,8 @@ def _bar(todo, progress):
     return tqdm(total=total, unit='eval', unit_scale=True, disable=None if progress is None else not progress, leave=False, dynamic_ncols=True, smoothing=.05)
 
 def _picture(path, key): return Path(path).parent/'images'/f'{key}.png'
+
+def _features(path, key): return Path(path).parent/'features'/f'{key}.npy'
 
 def first_images(
     path, # the CSV
@@ -217,7 +224,7 @@ def first_images(
     w = h if a.shape[1] % (h + 1) == 1 else (a.shape[1] - 1)//min(8, int(row['n'])) - 1
     return a[1:-1, 1:].unfold(1, w, w + 1).permute(1, 2, 0, 3).float()/127.5 - 1
 
-# %% ../nbs/50_comparisons.ipynb #02186a41
+# %% ../nbs/50_comparisons.ipynb #ecf20a9e
 def _number(row, name):
     "A column as a number; NaN where it is empty"
     return float(row.get(name) or 'nan')
@@ -244,7 +251,7 @@ def _errorbar(ax, rows, x, name, **look):
     "A curve of one metric with its intervals"
     xs, ys = [_number(r, x) for r in rows], [_number(r, name) for r in rows]
     ends = [[max(0., y - _number(r, f'{name}_low')) for r, y in zip(rows, ys)], [max(0., _number(r, f'{name}_high') - y) for r, y in zip(rows, ys)]]
-    ax.errorbar(xs, ys, yerr=ends, marker='o', **look)
+    ax.errorbar(xs, ys, yerr=ends, **(dict(marker='o') | look))
 
 def _scale(ax, name, lines=()):
     "An axis that shows small differences near 0 as well"
@@ -276,7 +283,7 @@ def _main(rows):
 def _floor_line(ax, real, name):
     if real.get(name): ax.axhline(_number(real, name), color='.5', ls='--', lw=1, label=REAL)
 
-# %% ../nbs/50_comparisons.ipynb #fffd926f
+# %% ../nbs/50_comparisons.ipynb #1ed56d7b
 @_in_house_style
 def plot_nfe(
     rows,    # of one checkpoint, several samplers and numbers of steps
@@ -288,8 +295,8 @@ def plot_nfe(
     rows = [r | {'seconds_each': f'{1/_number(r, "images_per_s"):.4g}'} for r in rows]
     (ax, bx), axis, main = axs, ('nfe' if x == 'nfe' else 'seconds_each'), _main(rows)
     for i, (name, group) in enumerate(_by_sampler(rows).items()):
-        _errorbar(ax, group, axis, main, color=_colour(i), label=name)
-        if any(r.get('paired') for r in group): _errorbar(bx, [r for r in group if r.get('paired')], axis, 'paired', color=_colour(i), label=name)
+        _errorbar(ax, group, axis, main, color=_colour(i), marker='os^Dv'[i % 5], label=name)
+        if any(r.get('paired') for r in group): _errorbar(bx, [r for r in group if r.get('paired')], axis, 'paired', color=_colour(i), marker='os^Dv'[i % 5], label=name)
     _floor_line(ax, real, main)
     _scale(ax, main); ax.legend(loc='lower left', bbox_to_anchor=(-.05, 1), ncols=2)
     bx.set(yscale='log', ylabel='distance to a long run', title='deterministic, same noise'); bx.legend()
@@ -322,15 +329,7 @@ def panel(
     least = min(map(len, shown.values()))
     return side_by_side({name: x[:least] for name, x in shown.items()})
 
-# %% ../nbs/50_comparisons.ipynb #c9ddabf0
-def verdict(
-    rows, # at least two, of one protocol
-    name, # a metric of which less is better
-): # (rows from best to worst, whether the best is clearly so)
-    "Order rows; clear means that the interval of the best lies below all others"
-    rows = sorted(rows, key=lambda r: _number(r, name))
-    return rows, all(_number(rows[0], f'{name}_high') < _number(r, f'{name}_low') for r in rows[1:])
-
+# %% ../nbs/50_comparisons.ipynb #82c8bc34
 def said(
     row,  # of a table
     name, # of a metric
@@ -338,45 +337,84 @@ def said(
     "A figure with its interval, as it stands in the CSV"
     return f'{row[name]} [{row[f"{name}_low"]}, {row[f"{name}_high"]}]' if row.get(name) else '–'
 
-# %% ../nbs/50_comparisons.ipynb #bb7463f8
+def clearly(
+    path, # the CSV
+    ref,  # `Reference`
+    a,    # a row
+    b,    # another of the same protocol
+): # True: a is closer to the reference; False: b is; None: these images do not tell
+    "Which of two rows is better, by the paired difference of their Fréchet distances"
+    try: d = fid_difference(*(np.load(_features(path, r['run'])).astype(np.float64) for r in (a, b)), ref.moments)
+    except (OSError, RequestError): return None                                # features are gone, or too few images
+    return True if d.high < 0 else False if d.low > 0 else None
+
+# %% ../nbs/50_comparisons.ipynb #c44664b7
+def say_good(
+    path, # the CSV
+    ref,  # `Reference`
+    row,  # the row in question
+    real, # the row of real images
+): # a sentence
+    "Is it good?"
+    name = _main([row])
+    if not real: return f'{_row(row)} scores a {METRICS[name].title} of {said(row, name)}; there are no real images to compare with.'
+    apart = _number(row, f'{name}_low') > _number(real, f'{name}_high')
+    return (f'{_row(row)} scores a {METRICS[name].title} of {said(row, name)}, as many real images {said(real, name)}: '
+            + ('clearly farther from the reference than real images.' if apart else 'by this measure not to be told from real images.'))
+
+def _row(row):
+    "What a row is, at the beginning of a sentence"
+    return f'{row["checkpoint"][0].upper()}{row["checkpoint"][1:]} ({way(row)}, {row["nfe"]} evaluations)'
+
+# %% ../nbs/50_comparisons.ipynb #db4d4527
 def say_epochs(
+    path, # the CSV
+    ref,  # `Reference`
     rows, # of several epochs, sampled alike
 ): # sentences
     "Is it still getting better?"
     rows, name = sorted(rows, key=lambda r: _number(r, 'epoch')), _main(rows)
-    what, (first, *_, last) = METRICS[name].title, rows
-    (best, *_), _ = verdict(rows, name)
-    text = f'From {first["checkpoint"]} to {last["checkpoint"]} the {what} goes from {said(first, name)} to {said(last, name)}'
-    text += f', with its best, {said(best, name)}, at {best["checkpoint"]}. ' if best is not last else '. '
-    before = rows[-2]
-    if _number(last, f'{name}_high') < _number(before, f'{name}_low'): end = f'It was still falling at the end: the interval of {last["checkpoint"]} lies below that of {before["checkpoint"]}.'
-    elif _number(last, f'{name}_low') > _number(before, f'{name}_high'): end = f'It was rising at the end: {before["checkpoint"]} was clearly better than {last["checkpoint"]}.'
-    else: end = f'The intervals of {before["checkpoint"]} and {last["checkpoint"]} overlap: these images do not tell whether it was still getting better.'
-    return text + end
+    first, before, last = rows[0], rows[-2], rows[-1]
+    text = f'From {first["checkpoint"]} to {last["checkpoint"]} the {METRICS[name].title} goes from {said(first, name)} to {said(last, name)}. '
+    return text + {True: f'It was still getting better at the end: image by image {last["checkpoint"]} is clearly closer to the reference than {before["checkpoint"]}.',
+                   False: f'It was getting worse at the end: {before["checkpoint"]} is clearly closer to the reference than {last["checkpoint"]}.',
+                   None: f'Between {before["checkpoint"]} and {last["checkpoint"]} these images show no clear difference.'}[clearly(path, ref, last, before)]
 
-# %% ../nbs/50_comparisons.ipynb #c8e54e0a
+# %% ../nbs/50_comparisons.ipynb #ca15765c
 def say_samplers(
+    path, # the CSV
+    ref,  # `Reference`
     rows, # of one checkpoint and several samplers
-): # sentences, one for each number of evaluations
-    "Which sampler, at how many evaluations?"
+): # sentences, one for each number of evaluations, and one for each sampler
+    "Which sampler, and how many evaluations?"
     name, text = _main(rows), []
     for nfe in sorted({int(r['nfe']) for r in rows}):
         if len(group := [r for r in rows if int(r['nfe']) == nfe]) < 2: continue
-        (best, *others), _ = verdict(group, name)
-        worse = [f'{way(r)} with {said(r, name)} ' + ('is clearly worse' if _number(best, f'{name}_high') < _number(r, f'{name}_low') else 'may be as good') for r in others]
+        best, *others = sorted(group, key=lambda r: _number(r, name))
+        worse = [f'{way(r)} with {said(r, name)} ' + ('is clearly worse' if clearly(path, ref, best, r) else 'may be as good') for r in others]
         text.append(f'With {nfe} evaluations {way(best)} has the lowest {METRICS[name].title}, {said(best, name)}; ' + ', '.join(worse) + '.')
+    for sampler, group in _by_sampler(rows).items():
+        if len(group) < 2: continue
+        enough = next(r for r in group if r is group[-1] or not clearly(path, ref, group[-1], r))
+        text.append(f'For {sampler} {enough["nfe"]} evaluations ' + (f'are as good as {group[-1]["nfe"]}, as far as these images tell.' if enough is not group[-1] else 'are still better than fewer.'))
     return ' '.join(text)
 
+# %% ../nbs/50_comparisons.ipynb #dbd73cea
 def say_speed(
+    path, # the CSV
+    ref,  # `Reference`
     rows, # of one checkpoint, to judge by
     slow, # of the same, among them the full chain: to time
 ): # sentences
     "What does a good image cost?"
-    longest = lambda rows, s: max((r for r in rows if r['sampler'] == s), key=lambda r: int(r['nfe']), default=None)
+    name = _main(rows)
+    longest = lambda rows, s: max((r for r in rows if r['sampler'] == s), key=lambda r: (int(r['nfe']), -_number(r, name)), default=None)
     cap = lambda r: f'{way(r)[0].upper()}{way(r)[1:]} with {r["nfe"]} evaluations'
     text = [f'{cap(r)} makes {r["images_per_s"]} images a second.' for s in ('ddim', 'ddpm') if (r := longest(slow, s))]
-    name = _main(rows)
-    return ' '.join(text + [f'{cap(r)} scores a {METRICS[name].title} of {said(r, name)}.' for s in ('ddim', 'ddpm') if (r := longest(rows, s)) and r.get(name)])
+    a, b = longest(rows, 'ddim'), longest(rows, 'ddpm')
+    if not (a and b): return ' '.join(text)
+    better = {True: 'DDIM is clearly better', False: f'{way(b)} is clearly better', None: 'these images show no clear difference'}[clearly(path, ref, a, b)]
+    return ' '.join([*text, f'In quality, {cap(a)} scores a {METRICS[name].title} of {said(a, name)}, {way(b)} with {b["nfe"]} one of {said(b, name)}: {better}.'])
 
 # %% ../nbs/50_comparisons.ipynb #0f7a259b
 def table(
@@ -420,7 +458,7 @@ def samplers(
         jobs += [last._replace(steps=k, paired=True), *(last._replace(sampler='ddpm', steps=k, variance=v) for v in ('posterior', 'beta'))]
     return jobs + [last._replace(n=8, sampler=s, steps=k) for s, k in (('ddim', steps), ('ddpm', ck.schedule.T))]
 
-# %% ../nbs/50_comparisons.ipynb #1714b291
+# %% ../nbs/50_comparisons.ipynb #f2f8032c
 def report(
     path,   # the CSV
     rows,   # what `compare` returned
@@ -434,32 +472,36 @@ def report(
     by_epoch = [r for r in main if all(r[k] == main[0][k] for k in ('sampler', 'steps', 'eta', 'variance', 'spacing', 'clip'))]
     last, parts, written = sorted(last, key=lambda r: (int(r['nfe']), way(r))), [_head(main, ref, real)], []
     def add(folder, what, fig): written.append(write_figure(Path(out)/folder/f'{name}_{what}.png', fig)); return f'![{what}](../{folder}/{name}_{what}.png)'
-    if len(by_epoch) > 1: parts += _on_epochs(path, by_epoch, real, add)
-    if len(last) > 1: parts += _on_samplers(path, last, real, add)
-    if slow := [r for r in rows if r not in main]: parts += _on_speed(path, last, slow, real, add)
-    if len(parts) == 1: parts += ['## Result', table([real]*bool(real) + main, _ALL), add('grids', 'panel', panel(path, main))]
+    if len({r['epoch'] for r in by_epoch} - {''}) > 1: parts += _on_epochs(path, ref, [r for r in by_epoch if r['epoch']], real, add)
+    if len(last) > 1: parts += _on_samplers(path, ref, last, real, add)
+    if slow := [r for r in rows if r not in main]: parts += _on_speed(path, ref, last, slow, real, add)
+    if len(parts) == 1: parts += ['## Result', ' '.join(say_good(path, ref, r, real) for r in main), table([real]*bool(real) + main, _ALL), add('grids', 'panel', panel(path, main))]
     file = Path(out)/'reports'/f'{name}.md'
     with whole_file(file) as part: part.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return [*written, file]
 
 _ALL = ('fid', 'fid_inf', 'kid', 'swd', 'precision', 'recall', 'density', 'coverage', 'mean', 'std', 'mid', 'diversity', 'lpips', 'memorised')
 
-# %% ../nbs/50_comparisons.ipynb #a537d0ca
+# %% ../nbs/50_comparisons.ipynb #216e910c
 def _head(rows, ref, real):
     "What was measured against what"
     r = rows[0]
     n, text = int(r['n']), [f'# Quality of {r["checkpoint"]}' if len({q["checkpoint"] for q in rows}) == 1 else f'# Comparison of {len({q["checkpoint"] for q in rows})} checkpoints']
     text += [f'{n} images of seed {r["seed"]} for each row, rounded to 8 bits, against {ref.name} ({ref.moments.n} real images). Protocol {r["protocol"]}. '
              'Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, higher for precision, recall and coverage; what can be reached stands in the line of real images.']
-    if n < FEW: text += [f'**{n} images are too few for a Fréchet distance** (below {FEW} it is mostly bias): the sentences below go by KID. Take `--num-samples 1000` for a judgement.']
+    if n < FEW: text += [f'**{n} images are too few for a Fréchet distance** (below {FEW} it is mostly bias), so KID is given; which of two rows is better is judged by their paired difference, whose bias cancels. Take `--num-samples 1000` for a judgement.']
     return '\n\n'.join(text)
 
-def _on_epochs(path, rows, real, add):
-    return ['## Is it still getting better?', say_epochs(rows), add('curves', 'epochs', plot_epochs(rows, real)), table([real]*bool(real) + rows), add('grids', 'checkpoints', panel(path, rows))]
+def _on_epochs(path, ref, rows, real, add):
+    good = say_good(path, ref, max(rows, key=lambda r: _number(r, 'epoch')), real)
+    return ['## Is it good, and still getting better?', f'{good} {say_epochs(path, ref, rows)}', add('curves', 'epochs', plot_epochs(rows, real)),
+            table([real]*bool(real) + rows), add('grids', 'checkpoints', panel(path, rows))]
 
-def _on_samplers(path, rows, real, add):
-    return ['## β, β̃ or DDIM, and how many steps?', say_samplers(rows), add('curves', 'nfe', plot_nfe(rows, real)), table([real]*bool(real) + rows), add('grids', 'samplers', panel(path, rows))]
+def _on_samplers(path, ref, rows, real, add):
+    return ['## β, β̃ or DDIM, and how many steps?', say_samplers(path, ref, rows), add('curves', 'nfe', plot_nfe(rows, real)),
+            table([real]*bool(real) + rows), add('grids', 'samplers', panel(path, rows))]
 
-def _on_speed(path, rows, slow, real, add):
-    return ['## DDIM against DDPM: speed and quality', say_speed(rows, slow), add('curves', 'seconds', plot_nfe(rows, real, 'seconds')),
-            f'Timed on {slow[0]["n"]} images, which are too few to judge:', table(slow), add('grids', 'full', panel(path, slow))]
+def _on_speed(path, ref, rows, slow, real, add):
+    return ['## DDIM against DDPM: speed and quality', say_speed(path, ref, rows, slow), add('curves', 'seconds', plot_nfe(rows, real, 'seconds')),
+            f'Timed on {slow[0]["n"]} images, which are too few to judge. All times are of one run, on a machine that may have done other things as well:',
+            table(slow), add('grids', 'full', panel(path, slow))]

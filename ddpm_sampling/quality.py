@@ -18,9 +18,9 @@ from .neighbours import balls, memorisation, prdc
 from .pixels import diversity, pixel_stats, sliced_wasserstein
 from .perceptual import lpips_diversity
 
-# %% ../nbs/48_quality.ipynb #e3419793
+# %% ../nbs/48_quality.ipynb #833dac47
 FEW, LEAST = 256, 20      # below FEW images a Fréchet distance is marked, below LEAST nothing is measured
-SOME = 5000               # so many images of the reference take part in KID and sliced Wasserstein
+SOME = 5000               # so many images of the reference, drawn at random, take part in KID and sliced Wasserstein
 
 class Metric(NamedTuple):
     "What a column is"
@@ -33,24 +33,30 @@ METRICS = dict(
     mean=Metric('mean grey level', ''), std=Metric('contrast', ''), mid=Metric('share of mid-grey', ''), diversity=Metric('diversity', ''),
     lpips=Metric('LPIPS diversity', ''), memorised=Metric('nearer to training', ''))
 
-# %% ../nbs/48_quality.ipynb #d12e4120
+# %% ../nbs/48_quality.ipynb #d9767c0e
 def scores(
     images,         # uint8, (n,c,h,w), n ≥ 20
     ref,            # `Reference`, made with the same extractor
     extractor=None, # what makes the features; None: those of the MNIST classifier
     seed=0,         # of the metrics that draw: KID, sliced Wasserstein, LPIPS
+    features=None,  # of these images, where they are at hand
 ): # ({metric: Estimate}, lines about what was left out)
     "Every metric that can be had for these images"
     x8 = as_images(images)
     if len(x8) < LEAST: raise RequestError(f'{len(x8)} images are too few to measure anything: sample at least {LEAST}, better 1000')
-    notes, stats = [], pixel_stats(x8)
-    values = of_features(extract(x8, extractor or mnist_features()), ref, seed, notes.append)
-    values |= dict(mean=stats.mean, std=stats.std, mid=stats.mid, diversity=diversity(x8))
+    notes = []
+    if features is None: features = extract(x8, extractor or mnist_features())
+    values = of_features(features, ref, seed, notes.append) | _of_pixels(x8)
     _try(values, 'lpips', lambda: lpips_diversity(x8, seed=seed), notes.append)
-    if ref.images is not None: values['memorised'] = memorisation(x8, ref.images, ref.holdout_images).share
+    if ref.unseen: values['memorised'] = memorisation(x8, ref.images, ref.holdout_images).share
     return values, tuple(notes)
 
-# %% ../nbs/48_quality.ipynb #4a5aa6c0
+# %% ../nbs/48_quality.ipynb #ba7757dd
+def _of_pixels(x8):
+    "The metrics that need neither features nor a reference"
+    stats = pixel_stats(x8)
+    return dict(mean=stats.mean, std=stats.std, mid=stats.mid, diversity=diversity(x8))
+
 def of_features(
     features, # of the images, (n,d)
     ref,      # `Reference`
@@ -62,8 +68,9 @@ def of_features(
     if features.shape[1] != y.shape[1]: raise RequestError(f'{features.shape[1]} features an image, but the reference has {y.shape[1]}: use the extractor that it was made with')
     _try(values, 'fid', lambda: fid(features, ref.moments), note)
     _try(values, 'fid_inf', lambda: fid_infinity(features, ref.moments), note)
-    _try(values, 'kid', lambda: kid(features, y[:SOME], seed=seed), note)
-    return values | dict(swd=sliced_wasserstein(features, y[:SOME], seed=seed)) | prdc(features, _balls(ref))._asdict()
+    some = y[np.random.default_rng(0).permutation(len(y))[:SOME]]             # files are often sorted by class
+    _try(values, 'kid', lambda: kid(features, some, seed=seed), note)
+    return values | dict(swd=sliced_wasserstein(features, some, seed=seed)) | prdc(features, _balls(ref))._asdict()
 
 def _try(values, name, f, note):
     "Put a metric into `values`, or tell why it is not there"
@@ -75,7 +82,7 @@ def _balls(ref):
     "The neighbourhoods of a reference, made once"
     return balls(ref.features)
 
-# %% ../nbs/48_quality.ipynb #fe1e7d83
+# %% ../nbs/48_quality.ipynb #b0289514
 def floor(
     ref,    # `Reference` with a holdout
     n,      # how many real images to draw, at most as many as the holdout has
@@ -85,4 +92,5 @@ def floor(
     if ref.holdout is None or len(ref.holdout) < n:
         raise RequestError(f'a floor of {n} images needs a holdout of at least as many; {ref.name} has {0 if ref.holdout is None else len(ref.holdout)}')
     pick = np.random.default_rng([seed, n]).choice(len(ref.holdout), n, replace=False)
-    return of_features(ref.holdout[np.sort(pick)], ref, seed)
+    held = ref.holdout_images
+    return of_features(ref.holdout[np.sort(pick)], ref, seed) | ({} if held is None or len(held) < 3 else _of_pixels(held[:n]))

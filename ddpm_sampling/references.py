@@ -19,7 +19,7 @@ from .images import whole_file
 from .networks import CheckpointError
 from .schedules import RequestError
 
-# %% ../nbs/41_references.ipynb #8405feb3
+# %% ../nbs/41_references.ipynb #11e4c1fc
 @dataclass(frozen=True, eq=False)
 class Reference:
     "Real images, as far as metrics need them"
@@ -31,11 +31,12 @@ class Reference:
     images: torch.Tensor = None # the images behind the moments, (n,c,h,w) uint8; None: not at hand
     holdout_images: torch.Tensor = None # images not among them, uint8; None: not at hand
     notes: tuple = ()       # what was left out or converted on reading
+    unseen: bool = False    # was the holdout given apart, so that no training has seen it? Memorisation wants that
     def __repr__(self):
         held = 'no holdout' if self.holdout is None else f'holdout of {len(self.holdout):,}'
         return f'Reference({self.name}: moments of {self.moments.n:,} images, {len(self.features):,} features, {held}, {self.key[:12]}…)'
 
-# %% ../nbs/41_references.ipynb #d09fe967
+# %% ../nbs/41_references.ipynb #68ba05f1
 @lru_cache
 def _shipped_arrays():
     assets = files('ddpm_sampling')/'assets'
@@ -44,13 +45,18 @@ def _shipped_arrays():
     if (sha := hashlib.sha256(data).hexdigest()) != record['sha256']: raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not {record['sha256'][:12]}… as recorded: install the package again")
     with np.load(io.BytesIO(data)) as f: return sha, dict(f)
 
+def _both(plain, flipped):
+    "Moments of images in both orientations; the images are no more than before"
+    both = plain.merge(flipped)
+    return Moments(plain.n, both.mean, both.cov)
+
 def _oriented(a, split, mirrored):
     "Single features of one split; with `mirrored`, each in the orientation that its coin chose"
     f = a[split].astype(np.float64)
     if mirrored: f[a[f'{split}_flip']] = a[f'{split}_mirrored']
     return f
 
-# %% ../nbs/41_references.ipynb #9e21c7b1
+# %% ../nbs/41_references.ipynb #6f48ebe1
 @lru_cache
 def mnist_reference(
     mirrored=False, # each digit mirrored at random with probability ½, as in the data of a Day-6 checkpoint?
@@ -60,7 +66,7 @@ def mnist_reference(
     plain, flipped = (Moments(int(a['n']), m, c) for m, c in zip(a['mean'], a['cov']))
     with np.load(str(files('ddpm_sampling')/'assets'/'mnist_test_256.npz')) as f: test8 = as_images(f['images'])
     if mirrored: test8 = torch.where(torch.from_numpy(a['test_flip'][:256]).view(-1, 1, 1, 1), test8.flip(3), test8)
-    return Reference('mnist' + ', mirrored at random'*mirrored, hashlib.sha256(f'{sha} mirrored'.encode()).hexdigest() if mirrored else sha, plain.merge(flipped) if mirrored else plain,
+    return Reference('mnist' + ', mirrored at random'*mirrored, hashlib.sha256(f'{sha} mirrored'.encode()).hexdigest() if mirrored else sha, _both(plain, flipped) if mirrored else plain,
                      _oriented(a, 'train', mirrored), _oriented(a, 'test', mirrored), holdout_images=test8)
 
 # %% ../nbs/41_references.ipynb #3a2fdfa3
@@ -114,7 +120,7 @@ def _save(file, key, arrays):
         with whole_file(file) as part, open(part, 'wb') as f: np.savez(f, key=np.array(key), **exact)
     except OSError as e: warnings.warn(f'the reference is not kept for the next time: {file}: {e.strerror}', stacklevel=3)
 
-# %% ../nbs/41_references.ipynb #6d119dab
+# %% ../nbs/41_references.ipynb #6a5087d7
 def reference_of(
     images,         # a path, as `datasets.read_images` takes it, or images (n,c,h,w) uint8
     extractor,      # `Extractor`, or any function (b,c,h,w) in [-1,1] -> (b,d); one without a key is not cached
@@ -133,7 +139,7 @@ def reference_of(
         if words: _save(_cache_file(key), key, a)
     rows = [np.ascontiguousarray(a[k], np.float64) for k in ('features', 'holdout')]
     name = name or (Path(images).name if isinstance(images, (str, Path)) else 'own images')
-    return Reference(name, key, Moments(int(a['n']), a['mean'], a['cov']), *rows, kept, held, notes)
+    return Reference(name, key, Moments(int(a['n']), a['mean'], a['cov']), *rows, kept, held, notes, holdout is not None)
 
 def _images(images, shape):
     "(images of the shape that the extractor takes, notes)"

@@ -72,7 +72,7 @@ def _film_options(p):
     a('--format', choices=('gif', 'mp4', 'both'), help='what to write (default: gif)')
     a('--guess', action='store_true', default=None, help='beside each picture, what the network takes it for')
 
-# %% ../nbs/59_requests.ipynb #9467519c
+# %% ../nbs/59_requests.ipynb #c4d03bd5
 def _one_checkpoint(p):
     "The checkpoint of a picture"
     p.add_argument('--ckpt', metavar='FILE', help="a path, or a name in the configuration's folder (default: the bundled MNIST network)")
@@ -82,8 +82,8 @@ def _quality_options(p):
     a = p.add_argument
     a('--ckpt', nargs='+', dest='ckpts', metavar='FILE', help='checkpoints, or folders of them (default: the bundled epochs)')
     a('--num-samples', type=_whole(COUNT), metavar='N', help='images for each row of the table (default: 1000; 100 for a quick look)')
-    a('--reference', metavar='R', help='real images to measure against: mnist, mirrored (MNIST, mirrored at random as Day 6 trains), or a path '
-                                       '(default: mnist for the bundled checkpoints, mirrored for others)')
+    a('--reference', metavar='R', help='real images to measure against: mnist (default), mirrored (MNIST, mirrored at random as Day 6 trains), or a path')
+    a('--holdout', metavar='PATH', help='with --reference PATH: real images that the network has not seen, to tell copies of training images')
     a('--features', choices=('mnist', 'inception'), help='what makes the features (default: mnist, the small network that ships)')
 
 # %% ../nbs/59_requests.ipynb #dfeec2ca
@@ -106,13 +106,13 @@ def _numbers(text):
     try: return [_as(SEED, i) for i in text.split(',')]
     except (ValueError, OverflowError): raise argparse.ArgumentTypeError(f'a number such as 5, or a list such as 0,1,2,3, each at least 0, not {text!r}')
 
-# %% ../nbs/59_requests.ipynb #738b1a78
+# %% ../nbs/59_requests.ipynb #5c9a87c4
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False,
     sampler='ddpm', steps=None, eta=None, variance=None, spacing=None, clip=True,
     seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
-    ckpts=None, reference=None, features='mnist')
+    ckpts=None, reference=None, holdout=None, features='mnist')
 
 def _settle(args, cfg):
     "What is to be done: argument before configuration before default"
@@ -210,12 +210,13 @@ def _epochs_in(path):
     if not files: raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt and *.pt')
     return files
 
-# %% ../nbs/59_requests.ipynb #4a5da6ef
+# %% ../nbs/59_requests.ipynb #b261cd59
 def _checkpoints(a, cfg):
     "{name: Checkpoint}, by epoch"
     cks = [_load(a, cfg, path) for path in dict.fromkeys(_listed(a, cfg))]
-    names = ['no epoch' if ck.epoch is None else f'epoch {ck.epoch}' for ck in cks]
-    names = [name if names.count(name) == 1 else f'{name}, {ck.path.stem}' for name, ck in zip(names, cks)]
+    names = [('no epoch' if ck.epoch is None else f'epoch {ck.epoch}') + ', raw'*(a.weights == 'raw') for ck in cks]
+    for more in (lambda ck: ck.path.stem, lambda ck: ck.path.parent.name, lambda ck: f'{zlib.crc32(str(ck.path.resolve()).encode()):08x}'):
+        names = [name if names.count(name) == 1 else f'{name}, {more(ck)}' for name, ck in zip(names, cks)]
     if len({ck.shape for ck in cks}) > 1: raise _mistake('these checkpoints make images of different shapes: ' + ', '.join(f'{n}: {"×".join(map(str, ck.shape))}' for n, ck in zip(names, cks)))
     return dict(sorted(zip(names, cks), key=lambda pair: (pair[1].epoch is None, pair[1].epoch or 0)))
 
