@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['guided', 'propagate_cov', 'clipping', 'classifier_free']
 
-# %% ../nbs/16_guidance.ipynb #02e2e1eb
+# %% ../nbs/16_guidance.ipynb #073d81c5
 import math, torch
+from numbers import Real
 from fastcore.basics import patch
 from .schedules import RequestError
 from .denoisers import GaussianMixture, clipped, x0_and_eps
 
-# %% ../nbs/16_guidance.ipynb #5703a16f
+# %% ../nbs/16_guidance.ipynb #25579dc8
 def guided(
     den,           # den(x, t, abar) -> (x0_hat, eps_hat, frac), without clipping
     guidance_fn,   # guidance_fn(x_t (b,…), t an int in 1…T) -> (b,): log p(y given x_t) up to a constant
@@ -23,12 +24,13 @@ def guided(
     def guided_den(x, t, abar):
         x0_hat, eps_hat, frac = den(x, t, abar)
         if not lo <= t <= hi: return x0_hat, eps_hat, frac
-        if abar == 0: raise RequestError(f'pure noise says nothing about y, and guidance divides by abar = 0: end the interval below t = {t}')
+        if abar == 0:
+            raise RequestError(f'pure noise says nothing about y, and guidance divides by abar = 0: end the interval below t = {t}')
         shift = scale*_gradient(guidance_fn, x, t)
         return *x0_and_eps(eps_hat - (1 - abar)**.5*shift, x, abar, 'eps'), frac
     return guided_den if scale else den
 
-# %% ../nbs/16_guidance.ipynb #7193c5c4
+# %% ../nbs/16_guidance.ipynb #73180a8e
 def _gradient(guidance_fn, x, t, name='guidance_fn'):
     "∇ of the sum of guidance_fn(x, t), which is each image's own gradient; checked"
     with torch.inference_mode(False), torch.enable_grad():
@@ -38,15 +40,19 @@ def _gradient(guidance_fn, x, t, name='guidance_fn'):
             got = f'a tensor {tuple(logp.shape)}' if torch.is_tensor(logp) else type(logp).__name__
             raise RequestError(f'{name} must return one log-probability for each image, a tensor ({len(x)},), not {got}')
         g = torch.autograd.grad(logp.sum(), x, allow_unused=True)[0] if logp.requires_grad else None
-    if g is None: raise RequestError(f'the answer of {name} does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
+    if g is None:
+        raise RequestError(f'the answer of {name} does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
     bad = logp.isnan() | ~g.flatten(1).isfinite().all(1)
-    if bad.any(): raise RequestError(f'{name}: log-probability or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, first number {int(bad.nonzero()[0])}')
+    if bad.any():
+        raise RequestError(f'{name}: log-probability or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, '
+                           f'first number {int(bad.nonzero()[0])}')
     return g.to(x.dtype)
 
-# %% ../nbs/16_guidance.ipynb #96c3c72f
+# %% ../nbs/16_guidance.ipynb #a5c14c37
 def _checked(scale, interval):
     "Lowest and highest t of the interval; a scale or an interval that makes no sense is refused"
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale): raise RequestError(f'scale must be a finite number, such as 1., not {scale!r}')
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise RequestError(f'scale must be a finite number, such as 1., not {scale!r}')
     if interval is None: return 0, math.inf
     if not isinstance(interval, (tuple, list)) or len(interval) != 2 or not interval[0] <= interval[1]:
         raise RequestError(f'interval must be (lowest t, highest t), such as (1, 600), not {interval!r}')

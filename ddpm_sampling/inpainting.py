@@ -32,12 +32,14 @@ def repaint(
         return torch.where(mask.to(x.device), there, xs), x0_hat, (inner, x0_hat)
     return repaint_step
 
-# %% ../nbs/18_inpainting.ipynb #3bff278b
+# %% ../nbs/18_inpainting.ipynb #f70fbd52
 def _checked_part(known, mask):
     "(mask, known with 0 where it is not), or what is wrong with them"
     known, mask = torch.as_tensor(known), torch.as_tensor(mask)
-    if mask.dtype != torch.bool: raise RequestError(f'mask must be bool, True where the image is known, not {mask.dtype}; for 0 and 1: mask.bool()')
-    if not known.is_floating_point(): raise RequestError(f'known must be an image as the sampler makes them, floats in [-1, 1], not {known.dtype}: see datasets.to_unit')
+    if mask.dtype != torch.bool:
+        raise RequestError(f'mask must be bool, True where the image is known, not {mask.dtype}; for 0 and 1: mask.bool()')
+    if not known.is_floating_point():
+        raise RequestError(f'known must be an image as the sampler makes them, floats in [-1, 1], not {known.dtype}: see datasets.to_unit')
     known = torch.where(mask, known, torch.zeros((), dtype=known.dtype))
     if not known.isfinite().all(): raise RequestError('known is not finite in some pixel where mask is True')
     return mask, known
@@ -49,7 +51,7 @@ def _fits(mask, known, x):
         except RuntimeError: fits = False
         if not fits: raise RequestError(f'{name} {tuple(v.shape)} does not fit a state {tuple(x.shape)}')
 
-# %% ../nbs/18_inpainting.ipynb #e41f4e24
+# %% ../nbs/18_inpainting.ipynb #d5294ae0
 @patch
 def resampled(self:Plan,
     jump=10,  # how many rows are repeated together, ≥ 1
@@ -57,7 +59,8 @@ def resampled(self:Plan,
 ): # Plan
     "A plan that goes up again and repeats its rows (Lugmayr et al. 2022, section 4.2)"
     if any(r.abar_s < r.abar_t for r in self): raise RequestError('a plan that goes up already is not resampled again')
-    if not all(type(v) is int and v >= 1 for v in (jump, times)): raise RequestError(f'jump and times must be whole numbers of at least 1, not {jump!r} and {times!r}')
+    if not all(type(v) is int and v >= 1 for v in (jump, times)):
+        raise RequestError(f'jump and times must be whole numbers of at least 1, not {jump!r} and {times!r}')
     levels, path = [(r.t, r.abar_t) for r in self], []
     for i in range(0, len(levels) - 1, jump):
         path += levels[i:i+jump+1]*times if i + jump < len(levels) else levels[i:]*times
