@@ -40,10 +40,10 @@ def _try_folder(folder):
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
-# %% ../nbs/60_cli.ipynb #61f0d750
+# %% ../nbs/60_cli.ipynb #84ef6228
 def _request_in_words(a, ck, step, plan):
     "What is going to be sampled from what, line by line"
-    settings = [f'{dict(var="variance").get(p.name, p.name)} {p.default}' for p in [*signature(step).parameters.values()][5:]]
+    settings = [f'{dict(var="variance").get(p.name, p.name)} {p.default}' for p in [*signature(step).parameters.values()][5:] if isinstance(p.default, (int, float, str))]
     ts = [str(row.t) for row in plan]
     if len(ts) > 6: ts[3:-2] = ['…']
     weights = ['EMA weights' if ck.weights == 'ema' else 'raw weights']

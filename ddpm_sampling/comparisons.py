@@ -7,9 +7,10 @@ __all__ = ['VERSION', 'PAIRS', 'LONG', 'REAL', 'Job', 'label', 'protocol', 'run_
            'compare', 'real_row', 'first_images', 'plot_epochs', 'plot_nfe', 'way', 'panel', 'said', 'clearly',
            'say_good', 'say_epochs', 'say_samplers', 'say_speed', 'table', 'epochs', 'samplers', 'report']
 
-# %% ../nbs/50_comparisons.ipynb #d4a3c657
-import csv, hashlib, io, time
+# %% ../nbs/50_comparisons.ipynb #ca5d5081
+import csv, hashlib, io, secrets, time
 from functools import wraps
+from weakref import WeakKeyDictionary
 import numpy as np, torch
 from pathlib import Path
 from typing import NamedTuple
@@ -53,12 +54,16 @@ def label(job):
     words += [dict(beta='β', posterior='β̃').get(job.variance, job.variance), job.eta and f'η = {job.eta:g}', job.spacing, None if job.clip else 'not clipped']
     return ', '.join(w for w in words if w)
 
-# %% ../nbs/50_comparisons.ipynb #5cd8ef3c
+# %% ../nbs/50_comparisons.ipynb #398cba66
 VERSION = 1                                              # raised when a metric changes its meaning
 
 def _hash(*parts): return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
 
-def _key_of(extractor): return getattr(extractor, 'key', None) or f'{extractor!r} of this process only'      # a bare function has no name to trust
+def _key_of(extractor):
+    "The extractor's own key; a bare function has none to trust, and gets one that holds as long as it lives"
+    return getattr(extractor, 'key', None) or _BARE.setdefault(extractor, secrets.token_hex(8))
+
+_BARE = WeakKeyDictionary()
 
 def protocol(
     job,       # Job

@@ -38,17 +38,17 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/59_requests.ipynb #845ac420
+# %% ../nbs/59_requests.ipynb #12f1f68f
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
     sampler = p.add_mutually_exclusive_group()
-    sampler.add_argument('--sampler', metavar='S', help='ddpm or ddim (default: ddpm for pictures, ddim for measurements)')
+    sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, ipndm, dpmpp, unipc or heun (default: ddpm for pictures, ddim for measurements)')
     sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim', help='the same as --sampler ddim')
-    a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, ddim 50)')
+    a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, others 50)')
     a('--eta', type=float, metavar='E', help='ddim: from 0, deterministic (default), to 1, ancestral')
     a('--variance', metavar='V', help='ddpm: posterior (default), beta, learned')
-    a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic')
+    a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras (default: trailing for ipndm, dpmpp, unipc, else linspace)')
     a('--clip', action=argparse.BooleanOptionalAction, help='keep predictions of the image in [-1, 1] (default: yes)')
     a('--seed', type=_whole(SEED), metavar='I', help='image i depends on (seed, i) alone (default: 0)')
     a('--batch-size', type=_whole(COUNT), metavar='N', help='how many at a time; changes no image (default: 64)')
@@ -191,7 +191,7 @@ def _load(a, cfg, path=None):
     _confront(cfg, ck, a.strict)
     return ck
 
-# %% ../nbs/59_requests.ipynb #44e8fdb4
+# %% ../nbs/59_requests.ipynb #bc2c0fa8
 def _listed(a, cfg):
     "The paths of the checkpoints to compare"
     from ddpm_sampling.checkpoints import bundled_checkpoints
@@ -207,6 +207,7 @@ def _epochs_in(path):
     "The file itself, or the epochs in a folder, or else all its checkpoints"
     if not path.is_dir(): return [path]
     files = sorted(path.glob('checkpoint_epoch_*.pt')) or sorted(path.glob('*.pt'))
+    if not files and (path/'unet').is_dir(): return [path]                      # a folder of diffusers is one checkpoint
     if not files: raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt and *.pt')
     return files
 
@@ -220,18 +221,23 @@ def _checkpoints(a, cfg):
     if len({ck.shape for ck in cks}) > 1: raise _mistake('these checkpoints make images of different shapes: ' + ', '.join(f'{n}: {"×".join(map(str, ck.shape))}' for n, ck in zip(names, cks)))
     return dict(sorted(zip(names, cks), key=lambda pair: (pair[1].epoch is None, pair[1].epoch or 0)))
 
-# %% ../nbs/59_requests.ipynb #1bb79c7e
+# %% ../nbs/59_requests.ipynb #1a53b41c
 def _name(a, ck, plan, own):
     "A file name, without its ending, that tells all settings on which a picture depends; `own`: the command's"
     from ddpm_sampling.checkpoints import bundled_checkpoints
     shipped = any(ck.path == b['path'] for b in bundled_checkpoints())
-    parts = [ck.path.stem + ('' if shipped else f'-{zlib.crc32(ck.path.read_bytes()):08x}'), ck.weights]
+    parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path):08x}'), ck.weights]
     parts += [f'{a.sampler}{len(plan)}' + (f'-{plan.key}' if isinstance(a.steps, list) else '')]
     parts += [f'{k}{v:g}' if k else v for k, v in (('eta', a.eta), ('', a.variance), ('', a.spacing)) if v not in (None, 'posterior')]
     if not a.clip: parts += ['noclip']
     return '_'.join([*parts, *own, f'seed{a.seed}'])
 
-# %% ../nbs/59_requests.ipynb #9e4bf236
+# %% ../nbs/59_requests.ipynb #54b4ac8a
+def _checksum(path):
+    "Of a file, or of all files in a folder"
+    files = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
+    return zlib.crc32(b''.join(p.read_bytes() for p in files))
+
 def _filled(path, ck):
     "A path in which {E} is the checkpoint's epoch"
     return Path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch))).expanduser()

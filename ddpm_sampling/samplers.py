@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'resolve', 'sample']
 
-# %% ../nbs/28_samplers.ipynb #1800da71
+# %% ../nbs/28_samplers.ipynb #7f2af8a0
 import copy, inspect, operator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +15,7 @@ from .plans import SPACINGS, Row, nearest
 from .denoisers import denoiser
 from .loop import ddpm_step, keyed_noise, sample_steps, step_var
 from .ddim import ddim_step
+from .solvers import dpmpp_step, heun_step, ipndm_step, unipc_step
 
 # %% ../nbs/28_samplers.ipynb #f34f43a5
 def _known(name, table, what):
@@ -22,8 +23,8 @@ def _known(name, table, what):
     if name in list(table): return table[name]
     raise RequestError(f'unknown {what} {name!r}{nearest(name, table)}; there are {", ".join(table)}')
 
-# %% ../nbs/28_samplers.ipynb #107aba93
-SAMPLERS = dict(ddpm=ddpm_step, ddim=ddim_step)
+# %% ../nbs/28_samplers.ipynb #2637a300
+SAMPLERS = dict(ddpm=ddpm_step, ddim=ddim_step, ipndm=partial(ipndm_step, order=3), dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step)
 
 def _step(sampler, eta, variance):
     "The step function of a request, its settings filled in"
@@ -37,25 +38,28 @@ def _step(sampler, eta, variance):
 
 _SETTINGS = dict(eta=('eta', "sampler='ddim'"), var=('variance', "sampler='ddpm'"))
 
-# %% ../nbs/28_samplers.ipynb #45171348
+# %% ../nbs/28_samplers.ipynb #44248636
 def _plan(sched, step, steps, spacing):
     "The plan of a request"
     if spacing is not None: _known(spacing, SPACINGS, 'spacing')
     if np.ndim(steps) and spacing: raise RequestError(f'a list of steps is its own spacing: drop either the list or {spacing!r}')
     if steps is None and (spacing or step.func is not ddpm_step): steps = min(50, sched.T)
-    try: return sched.plan(steps, spacing or 'linspace')
+    usual = 'trailing' if step.func in _FEW else 'linspace'
+    try: return sched.plan(steps, spacing or usual)
     except RequestError: raise
     except (TypeError, ValueError):
         raise RequestError(f'steps must be a whole number from 1 to {sched.T} or a decreasing list, not {steps!r}') from None
 
-# %% ../nbs/28_samplers.ipynb #12667a63
+_FEW = {ipndm_step, dpmpp_step, unipc_step}                    # made for few steps
+
+# %% ../nbs/28_samplers.ipynb #b405374c
 def resolve(
     ck,             # Checkpoint
     steps=None,     # how many, 1…T, or a decreasing list of levels; None: T for ddpm, else 50
     sampler='ddpm', # a name from SAMPLERS, or a step function
     eta=None,       # for ddim: from 0, deterministic, to 1, ancestral
     variance=None,  # for ddpm: 'posterior', 'beta' or 'learned'
-    spacing=None,   # a name from SPACINGS; None: linspace
+    spacing=None,   # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
 ): # (step function with its settings, Plan)
     "What a request means, and whether it makes sense, before anything is computed"
     step = _step(sampler, eta, variance)
@@ -138,7 +142,7 @@ def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device):
         return sample_steps(den, plan, x, step, noise)
     return net, [partial(start, k) for k in range(0, len(idx), size)]
 
-# %% ../nbs/28_samplers.ipynb #5b05a777
+# %% ../nbs/28_samplers.ipynb #59b4c951
 def sample(
     ck,              # Checkpoint
     n=None,          # how many images; None: as many as idx or x_T has, else 64
@@ -147,7 +151,7 @@ def sample(
     seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,        # for ddim: from 0, deterministic (the default), to 1, ancestral
     variance=None,   # for ddpm: 'posterior' (the default), 'beta' or 'learned'
-    spacing=None,    # a name from SPACINGS; None: linspace
+    spacing=None,    # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
     clip=True,       # keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx
