@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['prior_kl', 'step_kl', 'density_nll', 'pixel_nll', 'variational_bound', 'expected_terms']
 
-# %% ../nbs/14_likelihood.ipynb #1a79b61f
+# %% ../nbs/14_likelihood.ipynb #bca51b7d
 import math, torch
 from .loop import step_var
-from .posteriors import beta_var, learned_var, posterior, posterior_var
+from .posteriors import beta_var, posterior, posterior_var
 from .schedules import RequestError, noisy
 
 # %% ../nbs/14_likelihood.ipynb #20314e30
