@@ -96,7 +96,7 @@ class Estimate(NamedTuple):
     high: float  # upper end
     def __str__(self): return f'{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]'
 
-# %% ../nbs/40_frechet.ipynb #5ec634d4
+# %% ../nbs/40_frechet.ipynb #1fa5aa1c
 class _Fit(NamedTuple):
     "The distance of features to a reference, and what it is made of"
     value: float   # the distance
@@ -106,7 +106,7 @@ class _Fit(NamedTuple):
     trace: float   # of the covariance of the features
 
 def _fit(features, ref):
-    a = Moments.of(features)
+    a, ref = Moments.of(features), getattr(ref, 'moments', ref)              # a Reference carries its moments
     if a.n <= len(a.mean): raise RequestError(f'{a.n} images are too few for {len(a.mean)} features: an interval takes more images than features')
     D, s, BU = _transport(a, ref)
     c = np.asarray(features, np.float64) - a.mean

@@ -35,10 +35,10 @@ def mmd2(
     kxx, kyy, kxy, _ = _means(*_checked(x, y))
     return float(kxx.mean() + kyy.mean() - 2*kxy.mean())
 
-# %% ../nbs/42_kernels.ipynb #fd2b2d93
+# %% ../nbs/42_kernels.ipynb #68f968fe
 def _checked(x, y):
     "Both as float64 arrays, or what is wrong with them"
-    x, y = (np.ascontiguousarray(a, np.float64) for a in (x, y))
+    x, y = (np.ascontiguousarray(a, np.float64) for a in (x, getattr(y, 'features', y)))                  # a Reference carries its features
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]: raise RequestError(f'features are two arrays (n,d) and (m,d) of the same d, not {x.shape} and {y.shape}')
     if min(len(x), len(y)) < 2: raise RequestError(f'a kernel distance takes at least 2 images on either side, not {len(x)} and {len(y)}')
     if not (np.isfinite(x).all() and np.isfinite(y).all()): raise RequestError('features must be finite: look for NaN')

@@ -65,7 +65,7 @@ def _share(tally, owners):
     p, low, high = wilson((count > 0).double().mean().item(), n)
     return Estimate(p, max(0., p - math.hypot(p - low, balls)), min(1., p + math.hypot(high - p, balls)))
 
-# %% ../nbs/44_neighbours.ipynb #e0587c31
+# %% ../nbs/44_neighbours.ipynb #842050ba
 class PRDC(NamedTuple):
     "Each with its 95 % interval over new draws of both sets"
     precision: Estimate # share of generated images that look real
@@ -79,7 +79,7 @@ def prdc(
     k=5, # neighbours; unused if ref is Balls
 ): # PRDC
     "Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)"
-    y = ref if isinstance(ref, Balls) else balls(ref, k)
+    y = ref if isinstance(ref, Balls) else balls(getattr(ref, 'features', ref), k)     # a Reference carries its features
     x = balls(x, y.k)
     if x.points.shape[1] != y.points.shape[1]:
         raise RequestError(f'generated features have width {x.points.shape[1]}, those of the reference {y.points.shape[1]}: use one extractor')
