@@ -10,11 +10,12 @@ import torch
 from .posteriors import posterior
 from .schedules import RequestError, noisy
 
-# %% ../nbs/12_variances.ipynb #269ac92c
+# %% ../nbs/12_variances.ipynb #bc523012
 def analytic_var(
     err, # err(t, abar) -> E‖x₀ − x̂₀‖²/d at that level, ≥ 0
 ): # a function row -> σ², for `ddpm_step(var=…)`
     "σ² = β̃ + c₀² E‖x₀ − x̂₀‖²/d, the best for any row t → s (Bao et al. 2022a, theorem 1)"
+    if not callable(err): raise RequestError('err must be a function err(t, abar); of a table of T + 1 entries make one with lambda t, abar: table[t]')
     def var(row):
         c0, beta_tilde = posterior(1., 0., row.abar_t, row.abar_s)
         return beta_tilde + c0**2*err(row.t, row.abar_t)
