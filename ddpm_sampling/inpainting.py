@@ -67,14 +67,14 @@ def resampled(self:Plan,
     path = [p for k, p in enumerate(path) if not k or p != path[k-1]] or levels
     return _rows(*zip(*path, (self[-1].s, self[-1].abar_s)))
 
-# %% ../nbs/18_inpainting.ipynb #9f62e71a
+# %% ../nbs/18_inpainting.ipynb #ee656216
 def guided_x0(
     den,           # den(x, t, abar), differentiable, without clipping
     likelihood,    # likelihood(x0_hat (b,…), t an int) -> (b,): log p(y given x₀) up to a constant
     scale=1.,      # 1: as the likelihood says; 0: no guidance
     interval=None, # (lowest t, highest t) at which guidance acts, both included; None: all
 ): # a den
-    "Guidance by a likelihood of x̂₀, through the denoiser (Chung et al. 2023, eq. 11)"
+    "Guidance by a likelihood of x̂₀, through the denoiser (Chung et al. 2023, theorem 1)"
     lo, hi = _checked(scale, interval)
     def guided_den(x, t, abar):
         if not lo <= t <= hi: return den(x, t, abar)
