@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MeasuredBound', 'measure_bound']
 
-# %% ../nbs/56_bits.ipynb #2d608c89
+# %% ../nbs/56_bits.ipynb #78a06b5c
 import math
 import numpy as np, torch
 from dataclasses import dataclass
+from itertools import product
 from fastcore.basics import patch
 from .checkpoints import Checkpoint
 from .denoisers import denoiser
@@ -26,8 +27,8 @@ def _groups(n, most):
     if n <= most: return np.arange(n + 1)
     return np.unique(np.geomspace(1, n + 1, most + 1).round().astype(int)) - 1
 
-# %% ../nbs/56_bits.ipynb #3b92a39b
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/56_bits.ipynb #2b6de636
+@dataclass(frozen=True, eq=False, repr=False)
 class MeasuredBound:
     "What a checkpoint said about some images at some levels of a plan"
     plan: Plan           # the plan whose bound it is
@@ -36,8 +37,22 @@ class MeasuredBound:
     miss: torch.Tensor   # ‖x₀ − x̂₀‖²/d there, (groups,n) float64
     x0: torch.Tensor     # the images in [-1,1], (n,c,h,w) float64
     x0_hat: torch.Tensor # their x̂₀ at the last row
+    def __repr__(self): return f'MeasuredBound({len(self.x0)} images, {len(self.plan)} steps in {len(self.row)} groups and a last row)'
+
+# %% ../nbs/56_bits.ipynb #5204093b
+def _drawn_rows(edges, n, plan, seed):
+    "For each group and each of n images a row of the plan, (groups,n)"
+    rng = np.random.default_rng(seed)
+    return np.array([len(plan) - 2 - rng.integers(a, b, n) for a, b in zip(edges, edges[1:])], dtype=int).reshape(-1, n)
 
 @torch.no_grad()
+def _last_x0_hat(ck, x0, row, clip, seed):
+    "x̂₀ of each image from the last level of the plan, (n,c,h,w) float64"
+    den = denoiser(lambda x, index: ck.net(x.float().to(ck.device), index.to(ck.device)).cpu(), ck.schedule, ck.predicts, 1. if clip else None)
+    xt = noisy(x0, keyed_noise(seed, range(len(x0)), ck.shape, t=1).double(), row.abar_t)
+    return torch.cat([den(x, row.t, row.abar_t)[0] for x in xt.split(64)])
+
+# %% ../nbs/56_bits.ipynb #5034f280
 def measure_bound(
     ck:Checkpoint, # the checkpoint
     images,        # 8-bit images, (n,c,h,w) uint8, n ≥ 100
@@ -47,24 +62,16 @@ def measure_bound(
     seed=0,        # of the draws of rows and of the noise
 )->MeasuredBound:
     "A sample of the variational bound of a checkpoint on images"
-    x8, _ = _checked(ck, images)
-    x0, plan, rng = x8.double()/127.5 - 1, ck.schedule.plan(steps), np.random.default_rng(seed)
-    edges, n = _groups(len(plan) - 1, groups), len(x8)
-    row = np.stack([len(plan) - 2 - rng.integers(a, b, n) for a, b in zip(edges, edges[1:])]) if len(plan) > 1 else np.zeros((0, n), int)
-    levels, miss = np.array([r.t for r in plan]), torch.zeros(row.shape, dtype=torch.float64)
-    mode = ck.net.training; ck.net.eval()
+    x0, plan, n = _checked(ck, images)[0].double()/127.5 - 1, ck.schedule.plan(steps), len(images)
+    edges = _groups(len(plan) - 1, groups); row = _drawn_rows(edges, n, plan, seed)
+    levels, miss, mode = np.array([r.t for r in plan])[row], torch.zeros(row.shape, dtype=torch.float64), ck.net.training
+    ck.net.eval()
     try:
-        for k in range(0, n, 64):
-            i, noise = slice(k, k + 64), lambda visit: keyed_noise(seed, range(k, min(k + 64, n)), ck.shape, t=2, visit=visit)
-            for g in range(len(row)): miss[g, i] = _evaluate(ck, x0[i], levels[row[g, i]], noise(g))[int(clip)]
+        for g, i in product(range(len(row)), torch.arange(n).split(64)):
+            miss[g, i] = _evaluate(ck, x0[i], levels[g, i], keyed_noise(seed, i.tolist(), ck.shape, t=2, visit=g))[int(clip)]
+        x0_hat = _last_x0_hat(ck, x0, plan[-1], clip, seed)
     finally: ck.net.train(mode)
-    return MeasuredBound(plan, edges, row, miss, x0, _last_x0_hat(ck, x0, plan[-1], clip, seed))
-
-def _last_x0_hat(ck, x0, row, clip, seed):
-    "x̂₀ of each image from the last level of the plan, (n,c,h,w) float64"
-    den = denoiser(lambda x, index: ck.net(x.float().to(ck.device), index.to(ck.device)).cpu(), ck.schedule, ck.predicts, 1. if clip else None)
-    xt = noisy(x0, keyed_noise(seed, range(len(x0)), ck.shape, t=1).double(), row.abar_t)
-    return torch.cat([den(x, row.t, row.abar_t)[0] for x in xt.split(64)])
+    return MeasuredBound(plan, edges, row, miss, x0, x0_hat)
 
 # %% ../nbs/56_bits.ipynb #d05a012b
 @patch

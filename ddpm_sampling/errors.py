@@ -61,7 +61,7 @@ def se(self:Errors):
     "Standard errors of `mean`, (3,T+1)"
     return np.sqrt(np.maximum(self.sq - self.mean**2, 0)/max(self.passes - 1, 1))
 
-# %% ../nbs/27_errors.ipynb #daccf643
+# %% ../nbs/27_errors.ipynb #fee7f82f
 def _one_pass(ck, x8, number, seed, batch_size, tick):
     "(3,T+1): one evaluation at each level"
     T, out = ck.schedule.T, np.zeros((3, ck.schedule.T + 1))
@@ -74,6 +74,7 @@ def _one_pass(ck, x8, number, seed, batch_size, tick):
         tick(len(t))
     return out
 
+# %% ../nbs/27_errors.ipynb #ca011309
 def measure_errors(
     ck:Checkpoint,    # the checkpoint
     images,           # images of the kind that it was trained on, (n,c,h,w) uint8, n ≥ 100, better thousands
