@@ -21,7 +21,7 @@ def analytic_var(
         return beta_tilde + c0**2*err(row.t, row.abar_t)
     return var
 
-# %% ../nbs/12_variances.ipynb #488e41c8
+# %% ../nbs/12_variances.ipynb #d822bfcc
 @torch.no_grad()
 def denoising_errors(
     den,  # den(x, t, abar) -> (x0_hat, eps_hat, frac); with the clipping that sampling will use
@@ -39,7 +39,7 @@ def err_from_gamma(
     abar,     # ᾱ, in (0,1)
     bound=1., # largest magnitude that data has
 ): # err, in [0, bound²]
-    "E Var(x₀ | x_t)/d from the size of an ideal ε̂ (Bao et al. 2022a, theorem 2), within its bounds"
+    "E Var(x₀ | x_t)/d from the size of an ideal ε̂ (Bao et al. 2022a, theorem 1), within the bounds of theorem 2"
     return min(max((1 - abar)/abar*(1 - gamma), 0.), bound**2)
 
 # %% ../nbs/12_variances.ipynb #2b3535f6
