@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'dials', 'Run', 'levels', 'views', 'Cloud', 'petals', 'svg', 'player', 'write_page', 'run_frames', 'Dials',
            'Playground', 'Playground2D']
 
-# %% ../nbs/80_playground.ipynb #a248c8b8
+# %% ../nbs/80_playground.ipynb #ba53ef8c
 import base64, hashlib, inspect, json, math, threading, time
 import numpy as np, torch
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import imageio.v3 as iio
 from .schedules import RequestError, Schedule
 from .plans import SPACINGS
 from .denoisers import GaussianMixture
-from .loop import sample_steps
+from .loop import keyed_noise, sample_steps
 from .checkpoints import Checkpoint, bundled_checkpoints, load_checkpoint
 from .images import whole_file
 from .samplers import SAMPLERS, _known, resolve
@@ -118,7 +118,7 @@ def _contrast(a, b):
     floats = lambda x: x/127.5 - 1
     return b._replace(x=difference(floats(b.x), floats(a.x)), x0_hat=difference(floats(b.x0_hat), floats(a.x0_hat)))
 
-# %% ../nbs/80_playground.ipynb #84a56fc9
+# %% ../nbs/80_playground.ipynb #12116d4d
 class Cloud:
     "Points on their way to an exact mixture"
     def __init__(self,
@@ -131,8 +131,7 @@ class Cloud:
 
     def noise(self, t, visit=0):
         "Noise that depends on (seed, t, visit) alone, whatever the steps"
-        g = torch.Generator().manual_seed(hash((self.seed, t, visit)) % 2**63)
-        return torch.randn(self.n, 2, generator=g, dtype=torch.float64)
+        return keyed_noise(self.seed, [0], (self.n, 2), t, visit)[0].double()
 
 def petals():
     "Five Gaussians around the origin, longer than wide, the first the heaviest"
