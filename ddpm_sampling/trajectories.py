@@ -61,39 +61,40 @@ def as_bytes(
     "Keep states as 256 grey levels, a quarter of the memory"
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
-# %% ../nbs/30_trajectories.ipynb #9a065649
+# %% ../nbs/30_trajectories.ipynb #474fafea
 def trajectory(
     ck,             # Checkpoint
     n=None,         # how many images; None: as many as idx or x_T has, else 64
-    steps=None,     # how many, 1…T, or a decreasing list of levels; None: T for ddpm, else 50
-    sampler='ddpm', # a name from SAMPLERS, or a step function
+    steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
+    sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
     seed=0,         # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,       # for ddim: from 0, deterministic (the default), to 1, ancestral
-    variance=None,  # for ddpm: 'posterior' (the default), 'beta' or 'learned'
+    variance=None,  # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
     spacing=None,   # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
-    clip=True,      # keep x̂₀ in [-1,1]; False: as computed; a number: another bound
+    clip=None,      # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,       # starting noise, (n,c,h,w); None: drawn from seed and idx
     batch_size=64,  # images at a time; changes images only by rounding
     device=None,    # where to compute, see pick_device; None: where the network is
     progress=False, # True: a progress bar on standard error; None: only if that is a terminal
+    guide=None,     # a function den -> den, such as partial(guided, guidance_fn=f, scale=2.); None: no guidance
     every=None,     # record every k-th state; None: all of them, unless rows is given
     rows=None,      # or these states, numbered from 0, the noise, to the number of steps, the sample
 ): # a generator of States on the CPU, the first the noise and the last the sample
     "The way from noise to images, as sample goes it"
-    step, plan = resolve(ck, steps, sampler, eta, variance, spacing)
+    step, plan = resolve(ck, steps, sampler, eta, variance, spacing, clip)
     rows = pick_rows(len(plan), every, rows)
-    net, starts = _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device)
+    net, starts = _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device, guide)
     return recorded(_in_step(net, starts, len(plan), progress), rows)
 
-# %% ../nbs/30_trajectories.ipynb #e3ec516e
+# %% ../nbs/30_trajectories.ipynb #9f047d08
 def _in_step(net, starts, n_rows, progress):
     "The states of all images, from one generator for each batch"
     with _evaluating(net), _bar(progress, n_rows*len(starts)) as bar:
-        for parts in zip(*(start() for start in starts)):
+        for i, parts in enumerate(zip(*(start() for start in starts))):
             st = parts[0]
             if len(parts) > 1: st = st._replace(x=torch.cat([p.x for p in parts]), x0_hat=torch.cat([p.x0_hat for p in parts]))
-            bar.update(len(parts)*(st.t > 0))
+            bar.update(len(parts)*(i < n_rows))
             yield st
 
 # %% ../nbs/30_trajectories.ipynb #4554beb2
