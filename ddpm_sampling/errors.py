@@ -5,19 +5,16 @@
 # %% auto #0
 __all__ = ['weights_key', 'Errors', 'measure_errors', 'errors_of']
 
-# %% ../nbs/27_errors.ipynb #8e422c10
-import hashlib, io, json, os, warnings
+# %% ../nbs/27_errors.ipynb #5aa11d5e
+import hashlib, io
 import numpy as np, torch
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 from fastcore.basics import patch
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, shipped
 from .denoisers import clipped, x0_and_eps
-from .images import whole_file
+from .images import from_cache, to_cache
 from .loop import keyed_noise
-from .networks import CheckpointError
 from .schedules import RequestError, noisy
 from .variances import analytic_var, within_level
 
@@ -150,37 +147,26 @@ def var(self:Errors,
     "The analytic variance for sampling images"
     return within_level(analytic_var(self.err(clip)))
 
-# %% ../nbs/27_errors.ipynb #c43547bb
+# %% ../nbs/27_errors.ipynb #df5dbad2
 @lru_cache
 def _shipped_errors():
     "{weights' key: `Errors`} of the bundled checkpoints"
-    assets = files('ddpm_sampling')/'assets'
-    record = json.loads((assets/'mnist_errors.json').read_text())
-    blob = (assets/record['file']).read_bytes()
-    if (sha := hashlib.sha256(blob).hexdigest()) != record['sha256']: raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not {record['sha256'][:12]}… as recorded: install the package again")
+    blob, _ = shipped('mnist_errors.json')
     with np.load(io.BytesIO(blob)) as f: a = {k: f[k] for k in f.files}
     return {k: Errors(k, str(a['data']), int(n), a['abar'], m.astype(np.float64), s.astype(np.float64)) for k, n, m, s in zip(a['keys'].tolist(), a['passes'], a['mean'], a['sq'])}
 
-# %% ../nbs/27_errors.ipynb #d5fc0717
-def _errors_file(key):
-    home = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
-    return Path(home)/'ddpm_sampling'/f'errors-{key[:32]}.npz'
+# %% ../nbs/27_errors.ipynb #12abc144
+def _packed(e):
+    np.savez(out := io.BytesIO(), **{k: np.asarray(v) for k, v in vars(e).items()})
+    return out.getvalue()
 
-def _load(file, key):
-    "The cached errors of these weights; None where there are none, or the file is damaged"
-    if not file.exists(): return None
-    try:
-        with open(file, 'rb') as opened, np.load(opened) as f: a = dict(f)
-        if str(a['key']) == key and a['mean'].shape == a['sq'].shape == (3, len(a['abar'])): return Errors(key, str(a['data']), int(a['passes']), a['abar'], a['mean'], a['sq'])
-    except Exception: pass
-    warnings.warn(f'{file} is damaged, and is made again', stacklevel=3)
+def _unpacked(blob, key):
+    "The errors of these weights, or an exception"
+    with np.load(io.BytesIO(blob)) as f: e = Errors(str(f['key']), str(f['data']), int(f['passes']), f['abar'], f['mean'], f['sq'])
+    if e.key == key and e.mean.shape == e.sq.shape == (3, len(e.abar)): return e
+    raise ValueError('not what was packed')
 
-def _save(file, e):
-    try:
-        with whole_file(file) as part, open(part, 'wb') as f: np.savez(f, **{k: np.asarray(v) for k, v in vars(e).items()})
-    except OSError as why: warnings.warn(f'the errors are not kept for the next time: {file}: {why.strerror}', stacklevel=3)
-
-# %% ../nbs/27_errors.ipynb #e24a8880
+# %% ../nbs/27_errors.ipynb #c97505ab
 def errors_of(
     ck:Checkpoint,   # the checkpoint
     images=None,     # images that it was trained on, (n,c,h,w) uint8; None: what ships or was measured before
@@ -188,13 +174,13 @@ def errors_of(
     progress=None,   # True: a progress bar on standard error; None: only if that is a terminal
 )->Errors:
     "The error curve of a checkpoint: shipped, from the cache, or measured on images and kept"
-    key = weights_key(ck)
-    file, data = _errors_file(key), None if images is None else _data_key(_checked(ck, images)[0], 0)
-    known = [e for e in (_shipped_errors().get(key), _load(file, key)) if e and data in (None, e.data)]
+    key, data = weights_key(ck), None if images is None else _data_key(_checked(ck, images)[0], 0)
+    file = f'errors-{key[:32]}.npz'
+    known = [e for e in (_shipped_errors().get(key), from_cache(file, lambda blob: _unpacked(blob, key))) if e and data in (None, e.data)]
     if images is None:
         if known: return known[0]
         raise RequestError("the analytic variance needs the error of this network at each level, and these weights were never measured: "
                            "call errors_of(ck, images) once, with images that it was trained on, (n,c,h,w) uint8; the bundled checkpoints bring theirs")
     e = max(known, key=lambda e: e.passes, default=None)
-    while e is None or e.passes < passes: _save(file, e := measure_errors(ck, images, 1, e, progress=progress))
+    while e is None or e.passes < passes: to_cache(file, _packed(e := measure_errors(ck, images, 1, e, progress=progress)))
     return e

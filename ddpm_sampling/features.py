@@ -6,17 +6,16 @@
 __all__ = ['FeatureNet', 'shifted', 'fit_classifier', 'judge_net', 'accuracy', 'Extractor', 'mnist_features', 'mnist_judge',
            'extract', 'load_torchvision', 'inception_features']
 
-# %% ../nbs/38_features.ipynb #16e4bef4
-import hashlib, io, json, pickle
+# %% ../nbs/38_features.ipynb #547c7015
+import hashlib, io, pickle
 import numpy as np, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Callable
 from torch import nn
+from .checkpoints import shipped
 from .datasets import as_images, to_unit
-from .networks import CheckpointError
 from .schedules import RequestError
 
 # %% ../nbs/38_features.ipynb #f8b45359
@@ -99,16 +98,12 @@ class Extractor:
     device: str = 'cpu' # where it works
     def __call__(self, x): return self.fn(x)
 
-# %% ../nbs/38_features.ipynb #fb4eb20a
+# %% ../nbs/38_features.ipynb #ec6b9cbe
 def _shipped(kind, net):
     "(`net` with the weights that ship, their hash)"
-    assets = files('ddpm_sampling')/'assets'
-    record = json.loads((assets/'features.json').read_text())[kind]
-    data = (assets/record['file']).read_bytes()
-    if (sha := hashlib.sha256(data).hexdigest()) != record['sha256']:
-        raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not {record['sha256'][:12]}… as recorded: install the package again")
+    data, record = shipped('features.json', kind)
     net.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
-    return net.eval().requires_grad_(False), sha
+    return net.eval().requires_grad_(False), record['sha256']
 
 @lru_cache
 def mnist_features(

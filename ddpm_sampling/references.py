@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Reference', 'mnist_reference', 'reference_of']
 
-# %% ../nbs/41_references.ipynb #f8d2df93
-import hashlib, io, json, os, warnings
+# %% ../nbs/41_references.ipynb #a08ff593
+import hashlib, io
 import numpy as np, torch
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from .checkpoints import shipped
 from .datasets import as_images, fit_shape, read_images
 from .features import extract
 from .frechet import Moments
-from .images import whole_file
-from .networks import CheckpointError
+from .images import from_cache, to_cache
 from .schedules import RequestError
 
 # %% ../nbs/41_references.ipynb #11e4c1fc
@@ -36,14 +36,11 @@ class Reference:
         held = 'no holdout' if self.holdout is None else f'holdout of {len(self.holdout):,}'
         return f'Reference({self.name}: moments of {self.moments.n:,} images, {len(self.features):,} features, {held}, {self.key[:12]}…)'
 
-# %% ../nbs/41_references.ipynb #68ba05f1
+# %% ../nbs/41_references.ipynb #ef794b80
 @lru_cache
 def _shipped_arrays():
-    assets = files('ddpm_sampling')/'assets'
-    record = json.loads((assets/'mnist_reference.json').read_text())
-    data = (assets/record['file']).read_bytes()
-    if (sha := hashlib.sha256(data).hexdigest()) != record['sha256']: raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not {record['sha256'][:12]}… as recorded: install the package again")
-    with np.load(io.BytesIO(data)) as f: return sha, dict(f)
+    data, record = shipped('mnist_reference.json')
+    with np.load(io.BytesIO(data)) as f: return record['sha256'], dict(f)
 
 def _both(plain, flipped):
     "Moments of images in both orientations; the images are no more than before"
@@ -99,28 +96,21 @@ def _measure(kept, held, extractor, progress, m=10_000, chunk=5000):
         moments = Moments.of(f) if moments is None else moments.merge(Moments.of(f))
     return dict(n=np.array(moments.n), mean=moments.mean, cov=moments.cov, features=np.concatenate(rows), holdout=extract(held, extractor))
 
-# %% ../nbs/41_references.ipynb #d49a28c4
-def _cache_file(key):
-    home = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
-    return Path(home)/'ddpm_sampling'/f'reference-{key[:32]}.npz'
-
-def _load(file, key):
-    "The arrays of a cached reference; None where there is none, or it is damaged"
-    if not file.exists(): return None
-    try:
-        with open(file, 'rb') as opened, np.load(opened) as f: a = dict(f)
-        d = a['mean'].shape[0]
-        if str(a['key']) == key and a['cov'].shape == (d, d) and all(a[k].ndim == 2 and a[k].shape[1] == d for k in ('features', 'holdout')): return a
-    except Exception: pass
-    warnings.warn(f'{file} is damaged, and is made again', stacklevel=3)
-
-def _save(file, key, arrays):
+# %% ../nbs/41_references.ipynb #98d7ab4d
+def _packed(arrays, key):
+    "The bytes of a file; features in single precision, where nothing is lost by it"
     exact = {k: a.astype(np.float32) if k in ('features', 'holdout') and (a == a.astype(np.float32)).all() else a for k, a in arrays.items()}
-    try:
-        with whole_file(file) as part, open(part, 'wb') as f: np.savez(f, key=np.array(key), **exact)
-    except OSError as e: warnings.warn(f'the reference is not kept for the next time: {file}: {e.strerror}', stacklevel=3)
+    np.savez(out := io.BytesIO(), key=np.array(key), **exact)
+    return out.getvalue()
 
-# %% ../nbs/41_references.ipynb #6a5087d7
+def _unpacked(blob, key):
+    "The arrays of the reference with this key, or an exception"
+    with np.load(io.BytesIO(blob)) as f: a = dict(f)
+    d = len(a['mean'])
+    if str(a['key']) == key and a['cov'].shape == (d, d) and all(a[k].ndim == 2 and a[k].shape[1] == d for k in ('features', 'holdout')): return a
+    raise ValueError('not what was packed')
+
+# %% ../nbs/41_references.ipynb #b908cf84
 def reference_of(
     images,         # a path, as `datasets.read_images` takes it, or images (n,c,h,w) uint8
     extractor,      # `Extractor`, or any function (b,c,h,w) in [-1,1] -> (b,d); one without a key is not cached
@@ -133,10 +123,11 @@ def reference_of(
     x8, notes = _images(images, shape)
     kept, held = _split(x8) if holdout is None else (x8, _images(holdout, shape)[0])
     key = _content_key([kept, held], words or getattr(extractor, '__name__', 'own features'))
-    a = _load(_cache_file(key), key) if words else None
+    file = f'reference-{key[:32]}.npz'
+    a = from_cache(file, lambda blob: _unpacked(blob, key)) if words else None
     if a is None:
         a = _measure(kept, held, extractor, progress)
-        if words: _save(_cache_file(key), key, a)
+        if words: to_cache(file, _packed(a, key))
     rows = [np.ascontiguousarray(a[k], np.float64) for k in ('features', 'holdout')]
     name = name or (Path(images).name if isinstance(images, (str, Path)) else 'own images')
     return Reference(name, key, Moments(int(a['n']), a['mean'], a['cov']), *rows, kept, held, notes, holdout is not None)
