@@ -104,7 +104,7 @@ def _pixel_filter(x0, abar, predicts):
     a = torch.as_tensor(abar)[:,None]
     return (a*lam/(a*lam + 1 - a)).mean(1)/torch.as_tensor(_in_eps(a, predicts)).flatten()
 
-# %% ../nbs/24_verify.ipynb #e9f6dd0b
+# %% ../nbs/24_verify.ipynb #7f0bcfd9
 def _nearest_index(sched, abar):
     "For each ᾱ the index t − 1 of the level of `sched` that comes nearest in log SNR"
     logsnr = lambda a: np.log(np.maximum(a, 1e-30)) - np.log1p(-np.minimum(a, 1 - 1e-16))
@@ -117,12 +117,18 @@ def _readings(probe):
     return [('predicts', p, dict(predicts=p)) for p in ('eps','x0','v') if p!=ck.predicts] + [
         ('schedule', s.name, dict(index=_nearest_index(s, probe.abar))) for s in others] + [
         ('timestep', 'index T − t, backwards,', dict(index=T - t)),
-        ('timestep', 'index in [0,1]', dict(index=np.float32(t - 1)/T)),
+        *[('timestep', 'index in [0,1]', dict(index=np.float32(t - 1)/T))]*_takes_fractions(probe),
         *(('timestep', _shifted(k), dict(index=np.clip(t - 1 + k, 0, T - 1))) for k in (-(T//10), T//10)),
         ('range', '[0,1]', dict(x0=(x + 1)/2)), ('range', 'mean 0, deviation 1', dict(x0=(x - x.mean())/x.std())),
         ('range', 'black and white exchanged', dict(x0=-x))]
 
-# %% ../nbs/24_verify.ipynb #340fd8d1
+# %% ../nbs/24_verify.ipynb #a2558db1
+def _takes_fractions(probe):
+    "Whether the network can be asked at an index that is not whole; one that looks its levels up in a table cannot, and was not trained so"
+    try: probe.answers(probe.x0[:1], torch.tensor([.5]), probe.ck.net)
+    except Exception: return False
+    return True
+
 def _shifted(k): return f'index {abs(k)}{" or more"*(abs(k) in (2,30))} {"lower" if k<0 else "higher"} than t − 1'
 
 # %% ../nbs/24_verify.ipynb #e518815d
