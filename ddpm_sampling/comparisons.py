@@ -7,7 +7,7 @@ __all__ = ['VERSION', 'PAIRS', 'LONG', 'REAL', 'Job', 'label', 'protocol', 'run_
            'compare', 'real_row', 'first_images', 'plot_epochs', 'plot_nfe', 'way', 'panel', 'said', 'clearly',
            'say_good', 'say_epochs', 'say_samplers', 'say_speed', 'table', 'epochs', 'samplers', 'report']
 
-# %% ../nbs/50_comparisons.ipynb #ca5d5081
+# %% ../nbs/50_comparisons.ipynb #c92d4d21
 import csv, hashlib, io, secrets, time
 from functools import wraps
 from weakref import WeakKeyDictionary
@@ -17,19 +17,20 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from .schedules import RequestError
 from .checkpoints import Checkpoint
+from .errors import weights_key
 from .images import image_grid, to_uint8, whole_file, write_png
 from .samplers import resolve, sample
 from .trajectories import write_figure
 from .pairs import paired_distance, side_by_side
 from .features import extract, mnist_features
 from .frechet import Estimate, fid_difference
-from .quality import FEW, LEAST, METRICS, floor, scores
+from .quality import FEW, LEAST, METRICS, floor, held_out, scores
 
-# %% ../nbs/50_comparisons.ipynb #18ba89e2
+# %% ../nbs/50_comparisons.ipynb #265944c9
 class Job(NamedTuple):
     "What to sample; settings as in `sample`"
-    ck: Checkpoint
-    name: str             # of the checkpoint, for tables
+    ck: Checkpoint = None
+    name: str = ''        # of the checkpoint, for tables
     n: int = 1000         # how many images
     sampler: str = 'ddim'
     steps: int = 50       # or a list of levels, or None: all
@@ -54,7 +55,7 @@ def label(job):
     words += [dict(beta='β', posterior='β̃').get(job.variance, job.variance), job.eta and f'η = {job.eta:g}', job.spacing, None if job.clip else 'not clipped']
     return ', '.join(w for w in words if w)
 
-# %% ../nbs/50_comparisons.ipynb #398cba66
+# %% ../nbs/50_comparisons.ipynb #1dd07eea
 VERSION = 1                                              # raised when a metric changes its meaning
 
 def _hash(*parts): return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
@@ -79,9 +80,7 @@ def run_key(
     extractor, # what makes the features
 ): # 10 hexadecimal digits
     "The name of a row: its protocol, weights, plan and settings"
-    weights = hashlib.sha256()
-    for name, w in job.ck.net.state_dict().items(): weights.update(name.encode()); weights.update(w.cpu().contiguous().numpy().tobytes())
-    return _hash(protocol(job, ref, extractor), weights.hexdigest(), job.plan().key, job.sampler, job.eta, job.variance, job.clip, job.paired)
+    return _hash(protocol(job, ref, extractor), weights_key(job.ck), job.plan().key, job.sampler, job.eta, job.variance, job.clip, job.paired)
 
 # %% ../nbs/50_comparisons.ipynb #159a913d
 def measure(
@@ -158,7 +157,7 @@ def _write_rows(path, rows):
     table.writeheader(); table.writerows(rows)
     with whole_file(path) as part: part.write_text(out.getvalue(), encoding='utf-8', newline='')
 
-# %% ../nbs/50_comparisons.ipynb #e19ec6f1
+# %% ../nbs/50_comparisons.ipynb #b3215b74
 def compare(
     jobs,           # Jobs
     ref,            # Reference
@@ -170,7 +169,7 @@ def compare(
     "Measure what is not in the file yet"
     extractor, path, told, longs = extractor or mnist_features(), Path(path), set(), {}
     rows, keys = read_rows(path), [run_key(job, ref, extractor) for job in jobs]
-    for job in jobs: _add_real(rows, job, ref, extractor)
+    for job in jobs: _add_real(rows, path, job, ref, extractor)
     todo = [(job, key) for job, key in zip(jobs, keys) if key not in rows]
     with _bar(todo, progress) as bar:
         for job, key in todo:
@@ -181,20 +180,22 @@ def compare(
             for line in notes:
                 if line not in told: told.add(line); bar.clear(); note(line)
             write_png(_picture(path, key), image_grid(images.float()/127.5 - 1, len(images), 1, 1))
-            with whole_file(_features(path, key)) as part, open(part, 'wb') as f: np.save(f, features.astype(np.float32))
+            _keep_features(path, key, features)
             rows = read_rows(path) | rows | {key: row}                          # another run may have added rows
             _write_rows(path, list(rows.values()))
     asked = dict.fromkeys((key, job.name) for job, key in zip(jobs, keys))
     return [rows[key] | dict(checkpoint=name) for key, name in asked]          # under the names of this request
 
-# %% ../nbs/50_comparisons.ipynb #bea6cd0e
+# %% ../nbs/50_comparisons.ipynb #4c1c26b9
 REAL = 'real images'
 
-def _add_real(rows, job, ref, extractor):
+def _add_real(rows, path, job, ref, extractor):
     "Put the floor of a job's protocol into the table, where there are real images enough"
     of = protocol(job, ref, extractor)
     key = _hash(of, REAL)
-    if key in rows or job.n < LEAST or ref.holdout is None or len(ref.holdout) < job.n: return
+    if job.n < LEAST or ref.holdout is None or len(ref.holdout) < job.n: return
+    if not _features(path, key).exists(): _keep_features(path, key, held_out(ref, job.n, job.seed))
+    if key in rows: return
     row = dict.fromkeys(_identity(job, ref, extractor)) | dict(protocol=of, run=key, checkpoint=REAL, seed=job.seed, n=job.n, nfe=None, seconds=None, images_per_s=None)
     rows[key] = _filled(row, floor(ref, job.n, job.seed))
 
@@ -205,7 +206,7 @@ def real_row(
     "What real images score"
     return next((r for r in read_rows(path).values() if r['checkpoint'] == REAL and r['protocol'] == rows[0]['protocol']), {})
 
-# %% ../nbs/50_comparisons.ipynb #197196a4
+# %% ../nbs/50_comparisons.ipynb #3c009a0d
 def _bar(todo, progress):
     "A bar over the network evaluations of all images to come"
     from tqdm import tqdm
@@ -217,6 +218,9 @@ def _picture(path, key): return Path(path).parent/'images'/f'{key}.png'
 
 def _features(path, key): return Path(path).parent/'features'/f'{key}.npy'
 
+def _keep_features(path, key, features):
+    with whole_file(_features(path, key)) as part, open(part, 'wb') as f: np.save(f, features.astype(np.float32))
+
 def first_images(
     path, # the CSV
     row,  # one of its rows
@@ -225,11 +229,10 @@ def first_images(
     import imageio.v3 as iio
     a = torch.from_numpy(iio.imread(_picture(path, row['run'])))
     a = a[..., None] if a.ndim == 2 else a
-    h = a.shape[0] - 2
-    w = h if a.shape[1] % (h + 1) == 1 else (a.shape[1] - 1)//min(8, int(row['n'])) - 1
+    w = (a.shape[1] - 1)//min(8, int(row['n'])) - 1                              # of each, beside a margin of 1
     return a[1:-1, 1:].unfold(1, w, w + 1).permute(1, 2, 0, 3).float()/127.5 - 1
 
-# %% ../nbs/50_comparisons.ipynb #ecf20a9e
+# %% ../nbs/50_comparisons.ipynb #bd8b414b
 def _number(row, name):
     "A column as a number; NaN where it is empty"
     return float(row.get(name) or 'nan')
@@ -258,7 +261,7 @@ def _errorbar(ax, rows, x, name, **look):
     ends = [[max(0., y - _number(r, f'{name}_low')) for r, y in zip(rows, ys)], [max(0., _number(r, f'{name}_high') - y) for r, y in zip(rows, ys)]]
     ax.errorbar(xs, ys, yerr=ends, **(dict(marker='o') | look))
 
-def _scale(ax, name, lines=()):
+def _scale(ax, name):
     "An axis that shows small differences near 0 as well"
     ax.set(ylabel=METRICS[name].title, **(dict(yscale='log') if name == 'fid' else {}))
     if name == 'kid': ax.set_yscale('symlog', linthresh=.02); ax.yaxis.set_major_formatter('{x:g}')
@@ -334,7 +337,7 @@ def panel(
     least = min(map(len, shown.values()))
     return side_by_side({name: x[:least] for name, x in shown.items()})
 
-# %% ../nbs/50_comparisons.ipynb #82c8bc34
+# %% ../nbs/50_comparisons.ipynb #188fe968
 def said(
     row,  # of a table
     name, # of a metric
@@ -348,24 +351,23 @@ def clearly(
     a,    # a row
     b,    # another of the same protocol
 ): # True: a is closer to the reference; False: b is; None: these images do not tell
-    "Which of two rows is better, by the paired difference of their Fréchet distances"
+    "Which of two rows is better, by the difference of their Fréchet distances"
     try: d = fid_difference(*(np.load(_features(path, r['run'])).astype(np.float64) for r in (a, b)), ref.moments)
     except (OSError, RequestError): return None                                # features are gone, or too few images
     return True if d.high < 0 else False if d.low > 0 else None
 
-# %% ../nbs/50_comparisons.ipynb #c44664b7
+# %% ../nbs/50_comparisons.ipynb #3f9da380
 def say_good(
     path, # the CSV
     ref,  # `Reference`
     row,  # the row in question
-    real, # the row of real images
+    real, # the row of real images; {}: there are none
 ): # a sentence
     "Is it good?"
     name = _main([row])
     if not real: return f'{_row(row)} scores a {METRICS[name].title} of {said(row, name)}; there are no real images to compare with.'
-    apart = _number(row, f'{name}_low') > _number(real, f'{name}_high')
-    return (f'{_row(row)} scores a {METRICS[name].title} of {said(row, name)}, as many real images {said(real, name)}: '
-            + ('clearly farther from the reference than real images.' if apart else 'by this measure not to be told from real images.'))
+    end = 'clearly farther from the reference than those.' if clearly(path, ref, real, row) else 'these images do not tell the one from the other.'
+    return f'{_row(row)} scores a {METRICS[name].title} of {said(row, name)}, as many real images {said(real, name)}: {end}'
 
 def _row(row):
     "What a row is, at the beginning of a sentence"
@@ -438,32 +440,27 @@ def _title(name, rows):
     few = name in ('fid', 'fid_inf') and int(rows[0]['n']) < FEW
     return METRICS[name].title + (f' (N < {FEW}: too few)' if few else '') if name in METRICS else 'distance to a long run'
 
-# %% ../nbs/50_comparisons.ipynb #8ce14e65
+# %% ../nbs/50_comparisons.ipynb #dfaefa3e
 def epochs(
     checkpoints, # {name: Checkpoint}, the first to the last
-    n=1000,      # images from each
-    seed=0,      # the same noise for all
-    **settings   # further fields of `Job`
+    like=Job(),  # how to sample them
 ): # Jobs
     "Every checkpoint, sampled in one way"
-    return [Job(ck, name, n, seed=seed, **settings) for name, ck in checkpoints.items()]
+    return [like._replace(ck=ck, name=name) for name, ck in checkpoints.items()]
 
 def samplers(
     checkpoints, # {name: Checkpoint}
-    n=1000,      # images from each
-    seed=0,      # the same noise for all
-    steps=50,    # of the longest runs, but for the full chain
-    **settings   # further fields of `Job`, for all
+    like=Job(),  # how to sample them with DDIM; its steps are those of the longest runs, but for the full chain
 ): # Jobs
     "Every checkpoint with DDIM; the last one with every sampler at several numbers of steps"
-    *_, (name, ck) = checkpoints.items()
-    last = Job(ck, name, n, seed=seed, **settings)
-    jobs = [job._replace(paired=job.ck is ck) for job in epochs(checkpoints, n, seed, steps=steps, **settings)]
-    for k in sorted({min(10, steps), min(20, steps), steps}):
-        jobs += [last._replace(steps=k, paired=True), *(last._replace(sampler='ddpm', steps=k, variance=v) for v in ('posterior', 'beta'))]
-    return jobs + [last._replace(n=8, sampler=s, steps=k) for s, k in (('ddim', steps), ('ddpm', ck.schedule.T))]
+    *jobs, last = epochs(checkpoints, like)
+    n, pair = like.steps, not like.eta                                          # a long run is the goal of deterministic samplers only
+    jobs.append(last._replace(paired=pair))
+    for k in sorted({min(10, n), min(20, n), n}):
+        jobs += [last._replace(steps=k, paired=pair), *(last._replace(sampler='ddpm', eta=None, steps=k, variance=v) for v in ('posterior', 'beta'))]
+    return jobs + [last._replace(n=8), last._replace(n=8, sampler='ddpm', eta=None, steps=last.ck.schedule.T)]
 
-# %% ../nbs/50_comparisons.ipynb #f2f8032c
+# %% ../nbs/50_comparisons.ipynb #cc079881
 def report(
     path,   # the CSV
     rows,   # what `compare` returned
@@ -473,7 +470,7 @@ def report(
 ): # Paths written, the report last
     "Figures, panels and a Markdown report"
     main, real = [r for r in rows if r['protocol'] == rows[0]['protocol']], real_row(path, rows)
-    last = [r for r in main if r['checkpoint'] == main[len({r['checkpoint'] for r in main}) - 1]['checkpoint']]
+    last = [r for r in main if r['checkpoint'] == rows[-1]['checkpoint']]
     by_epoch = [r for r in main if all(r[k] == main[0][k] for k in ('sampler', 'steps', 'eta', 'variance', 'spacing', 'clip'))]
     last, parts, written = sorted(last, key=lambda r: (int(r['nfe']), way(r))), [_head(main, ref, real)], []
     def add(folder, what, fig): written.append(write_figure(Path(out)/folder/f'{name}_{what}.png', fig)); return f'![{what}](../{folder}/{name}_{what}.png)'
@@ -487,14 +484,14 @@ def report(
 
 _ALL = ('fid', 'fid_inf', 'kid', 'swd', 'precision', 'recall', 'density', 'coverage', 'mean', 'std', 'mid', 'diversity', 'lpips', 'memorised')
 
-# %% ../nbs/50_comparisons.ipynb #216e910c
+# %% ../nbs/50_comparisons.ipynb #7d6b65c4
 def _head(rows, ref, real):
     "What was measured against what"
     r = rows[0]
     n, text = int(r['n']), [f'# Quality of {r["checkpoint"]}' if len({q["checkpoint"] for q in rows}) == 1 else f'# Comparison of {len({q["checkpoint"] for q in rows})} checkpoints']
     text += [f'{n} images of seed {r["seed"]} for each row, rounded to 8 bits, against {ref.name} ({ref.moments.n} real images). Protocol {r["protocol"]}. '
              'Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, higher for precision, recall and coverage; what can be reached stands in the line of real images.']
-    if n < FEW: text += [f'**{n} images are too few for a Fréchet distance** (below {FEW} it is mostly bias), so KID is given; which of two rows is better is judged by their paired difference, whose bias cancels. Take `--num-samples 1000` for a judgement.']
+    if n < FEW: text += [f'**{n} images are too few for a Fréchet distance** (below {FEW} it is mostly bias), so KID is given; which of two rows is better is judged by the difference of their Fréchet distances at this N. Take `--num-samples 1000` for a judgement.']
     return '\n\n'.join(text)
 
 def _on_epochs(path, ref, rows, real, add):
