@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/60_cli.ipynb #e3b225f0
+# %% ../nbs/60_cli.ipynb #2563ae71
 import math, os, sys, tempfile, time, warnings, zlib
 from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
 from pathlib import Path
 from .configurations import _mistake, read_config
 from .requests import (_Parser, _checkpoints, _file_options, _film_options, _film_paths, _grid_options, _grid_path, _load,
-                                    _quality_options, _sampling_options, _settle)
+                                    _quality_options, _sampling_options, _settle, _with_defaults)
 
-# %% ../nbs/60_cli.ipynb #ddc1004f
+# %% ../nbs/60_cli.ipynb #c354ce4f
 def _sample_grid(a, cfg):
     "`ddpm sample.grid`: sample, lay out, write"
     from ddpm_sampling.images import image_grid, write_png
     from ddpm_sampling.samplers import resolve
     ck = _load(a, cfg)
-    step, plan = resolve(ck, a.steps, a.sampler, a.eta, a.variance, a.spacing)
+    a = _with_defaults(a, cfg, ck)
+    step, plan = resolve(ck, a.steps, a.sampler, a.eta, a.variance, a.spacing, a.clip)
     path = _grid_path(a, ck, plan)
     _try_folder(path.parent)
     _tell(a, _request_in_words(a, ck, step, plan))
@@ -40,17 +41,19 @@ def _try_folder(folder):
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
-# %% ../nbs/60_cli.ipynb #84ef6228
+# %% ../nbs/60_cli.ipynb #9a73d3a4
 def _request_in_words(a, ck, step, plan):
     "What is going to be sampled from what, line by line"
-    settings = [f'{dict(var="variance").get(p.name, p.name)} {p.default}' for p in [*signature(step).parameters.values()][5:] if isinstance(p.default, (int, float, str))]
+    own = {p.name: p.default for p in [*signature(step).parameters.values()][5:] if isinstance(p.default, (int, float, str))}
+    if a.variance: own['var'] = a.variance                                           # the analytic one is a function by now
+    settings = [f'{dict(var="variance").get(k, k)} {v}' for k, v in own.items()]
     ts = [str(row.t) for row in plan]
     if len(ts) > 6: ts[3:-2] = ['…']
     weights = ['EMA weights' if ck.weights == 'ema' else 'raw weights']
     weights += [f'{k} {v}' for k, v in (('epoch', ck.epoch), ('step', ck.step)) if v is not None]
     return {'checkpoint': f'{ck.path.name}: {", ".join(weights)}',
             'schedule': f'{ck.schedule}; the network predicts {ck.predicts}',
-            'sampler': ', '.join([a.sampler, *settings, 'clipped' if a.clip else 'not clipped']),
+            'sampler': ', '.join([a.sampler, *settings, 'clipped' + f' to ±{a.clip:g}'*(a.clip != 1) if a.clip else 'not clipped']),
             'steps': f'{len(plan)} of {ck.schedule.T}: t = {", ".join(ts)}',
             'images': f'{a.num_samples} of seed {a.seed}, {"×".join(map(str, ck.shape))}, on {ck.device}'}
 
@@ -66,13 +69,14 @@ def _sampled(a, ck):
     seconds, batches = time.perf_counter() - start, -(-len(x)//a.batch_size)
     return x, f'{len(calls)//batches} network evaluations an image, {seconds:.1f} s, {len(x)/seconds:.1f} images/s'
 
-# %% ../nbs/60_cli.ipynb #e94f9b28
+# %% ../nbs/60_cli.ipynb #faea1414
 def _sample_traj(a, cfg):
     "`ddpm sample.traj`: sample, and film it"
     from ddpm_sampling.samplers import resolve
     from ddpm_sampling.trajectories import even_rows, film_strip, pick_rows, trajectory, write_figure
     ck = _load(a, cfg)
-    step, plan = resolve(ck, a.steps, a.sampler, a.eta, a.variance, a.spacing)
+    a = _with_defaults(a, cfg, ck)
+    step, plan = resolve(ck, a.steps, a.sampler, a.eta, a.variance, a.spacing, a.clip)
     films, strip = _film_paths(a, ck, plan)
     rows, few = pick_rows(len(plan), a.record_every), even_rows(plan, min(10, len(plan) + 1))
     wanted = sorted({*rows, *few})
@@ -120,15 +124,16 @@ def _compare_ckpts(a, cfg):
         raise _mistake('compare.ckpts compares DDIM with ancestral sampling and both variances by itself: of these options it takes --steps N, --eta, --spacing and --clip')
     return _evaluate(a, cfg, samplers, 'comparison', 50 if a.steps is None else a.steps)
 
-# %% ../nbs/60_cli.ipynb #7aee50fe
+# %% ../nbs/60_cli.ipynb #f5dcd288
 def _evaluate(a, cfg, list_jobs, name, steps):
     "Sample, measure, write the report"
-    from ddpm_sampling.comparisons import LEAST, compare, report
+    from ddpm_sampling.comparisons import LEAST, Job, compare, report
+    from ddpm_sampling.samplers import _completed
     if a.num_samples < LEAST: raise _mistake(f'{a.num_samples} images are too few to measure anything: --num-samples of at least {LEAST}, better 1000')
     cks = _checkpoints(a, cfg)
     ref, extractor = _reference(a, list(cks.values()))
-    own = dict(variance=a.variance, sampler=a.sampler) if list_jobs.__name__ == 'epochs' else {}
-    jobs = list_jobs(cks, a.num_samples, a.seed, steps=steps, eta=a.eta, spacing=a.spacing, clip=a.clip, batch_size=a.batch_size, **own)
+    like = Job(None, '', a.num_samples, a.sampler, steps, a.eta, a.variance, a.spacing, seed=a.seed, batch_size=a.batch_size)
+    jobs = [job._replace(clip=_completed(job.ck, clip=a.clip)['clip']) for job in list_jobs(cks, like)]
     for job in jobs: job.plan()                                # what cannot be sampled is told before anything is written
     out = Path(a.out).expanduser()
     _try_folder(out/'logs')

@@ -8,12 +8,12 @@ __all__ = ['COUNT', 'SEED', 'KEYS', 'read_config']
 # %% ../nbs/58_configurations.ipynb #c5f5e083
 from pathlib import Path
 
-# %% ../nbs/58_configurations.ipynb #9bdf6704
+# %% ../nbs/58_configurations.ipynb #4980d9b6
 COUNT, SEED = range(1, 2**31), range(2**64)
 KEYS = {
     'seed': SEED, 'device': str, 'data.dataset': str, 'data.root': str, 'log.out_dir': str,
     'diffusion.T': COUNT, 'diffusion.schedule': ('linear', 'cosine', 'quadratic'),
-    'diffusion.posterior_var': ('posterior', 'beta', 'learned'),
+    'diffusion.posterior_var': ('posterior', 'beta', 'learned', 'analytic'),
     'model.in_ch': COUNT, 'model.base_ch': COUNT, 'model.ch_mult': [COUNT], 'model.time_embed_dim': COUNT,
     'checkpoints.dir': str, 'checkpoints.use_ema': bool, 'checkpoints.list': [str],
     'sample.num_images': COUNT, 'sample.ddim_steps': COUNT, 'sample.save_grid_path': str, 'sample.save_anim_path': str}

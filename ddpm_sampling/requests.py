@@ -38,16 +38,16 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/59_requests.ipynb #12f1f68f
+# %% ../nbs/59_requests.ipynb #6b953c83
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
     sampler = p.add_mutually_exclusive_group()
-    sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, ipndm, dpmpp, unipc or heun (default: ddpm for pictures, ddim for measurements)')
+    sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, ipndm, dpmpp, unipc or heun (default: ddpm for pictures, or what a folder of diffusers says; ddim for measurements)')
     sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim', help='the same as --sampler ddim')
     a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, others 50)')
     a('--eta', type=float, metavar='E', help='ddim: from 0, deterministic (default), to 1, ancestral')
-    a('--variance', metavar='V', help='ddpm: posterior (default), beta, learned')
+    a('--variance', metavar='V', help='ddpm: posterior (default), beta, learned, analytic')
     a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras (default: trailing for ipndm, dpmpp, unipc, else linspace)')
     a('--clip', action=argparse.BooleanOptionalAction, help='keep predictions of the image in [-1, 1] (default: yes)')
     a('--seed', type=_whole(SEED), metavar='I', help='image i depends on (seed, i) alone (default: 0)')
@@ -72,15 +72,15 @@ def _film_options(p):
     a('--format', choices=('gif', 'mp4', 'both'), help='what to write (default: gif)')
     a('--guess', action='store_true', default=None, help='beside each picture, what the network takes it for')
 
-# %% ../nbs/59_requests.ipynb #c4d03bd5
+# %% ../nbs/59_requests.ipynb #5522b60d
 def _one_checkpoint(p):
     "The checkpoint of a picture"
-    p.add_argument('--ckpt', metavar='FILE', help="a path, or a name in the configuration's folder (default: the bundled MNIST network)")
+    p.add_argument('--ckpt', metavar='FILE', help="a .pt or .safetensors file, a folder of diffusers, or a name in the configuration's folder (default: the bundled MNIST network)")
 
 def _quality_options(p):
     "What only `eval.quality` and `compare.ckpts` take"
     a = p.add_argument
-    a('--ckpt', nargs='+', dest='ckpts', metavar='FILE', help='checkpoints, or folders of them (default: the bundled epochs)')
+    a('--ckpt', nargs='+', dest='ckpts', metavar='FILE', help='files, folders of them, or folders of diffusers (default: the bundled epochs)')
     a('--num-samples', type=_whole(COUNT), metavar='N', help='images for each row of the table (default: 1000; 100 for a quick look)')
     a('--reference', metavar='R', help='real images to measure against: mnist (default), mirrored (MNIST, mirrored at random as Day 6 trains), or a path')
     a('--holdout', metavar='PATH', help='with --reference PATH: real images that the network has not seen, to tell copies of training images')
@@ -106,28 +106,37 @@ def _numbers(text):
     try: return [_as(SEED, i) for i in text.split(',')]
     except (ValueError, OverflowError): raise argparse.ArgumentTypeError(f'a number such as 5, or a list such as 0,1,2,3, each at least 0, not {text!r}')
 
-# %% ../nbs/59_requests.ipynb #5c9a87c4
+# %% ../nbs/59_requests.ipynb #b27abecf
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False,
-    sampler='ddpm', steps=None, eta=None, variance=None, spacing=None, clip=True,
+    sampler=None, steps=None, eta=None, variance=None, spacing=None, clip=None,        # `_with_defaults` completes them
     seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
     ckpts=None, reference=None, holdout=None, features='mnist')
+
+_MEANT = dict(ddim=dict(steps='sample.ddim_steps'), ddpm=dict(variance='diffusion.posterior_var'))
 
 def _settle(args, cfg):
     "What is to be done: argument before configuration before default"
     given = {k: v for k, v in vars(args).items() if v is not None}
     keys = dict(seed='seed', device='device', num_samples='sample.num_images', out='log.out_dir', weights='checkpoints.use_ema')
     if hasattr(args, 'reference'): given = dict(sampler='ddim', num_samples=1000) | given      # a measurement, not a gallery
-    if given.get('sampler') == 'ddim': keys['steps'] = 'sample.ddim_steps'
-    if given.get('sampler', 'ddpm') == 'ddpm': keys['variance'] = 'diffusion.posterior_var'
-    said = {k: cfg[key] for k, key in keys.items() if key in cfg}
+    said = {k: cfg[key] for k, key in (keys | _MEANT.get(given.get('sampler'), {})).items() if key in cfg}
     if 'weights' in said: said['weights'] = 'ema' if said['weights'] else 'raw'
     if 'out' not in given: said |= {'grid': cfg.get('sample.save_grid_path'), 'anim': cfg.get('sample.save_anim_path')}
     if hasattr(args, 'record_every'):                         # a film: of image 0, if no argument says otherwise
         given.setdefault('idx', list(range(given.get('num_samples', 1))))
         given['num_samples'] = len(given['idx'])
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
+
+# %% ../nbs/59_requests.ipynb #e36d1477
+def _with_defaults(a, cfg, ck):
+    "The request with all that says how to sample: argument, configuration, what the checkpoint's makers say, default"
+    from ddpm_sampling.samplers import _completed
+    sampler = a.sampler or (ck.defaults or {}).get('sampler', 'ddpm')
+    asked = {k: getattr(a, k) for k in ('steps', 'variance', 'spacing', 'clip')}
+    asked |= {k: cfg.get(key) for k, key in _MEANT.get(sampler, {}).items() if asked[k] is None}
+    return SimpleNamespace(**vars(a) | _completed(ck, sampler=sampler, **asked))
 
 # %% ../nbs/59_requests.ipynb #3770b1c1
 def _find(a, cfg):
@@ -140,18 +149,25 @@ def _find(a, cfg):
     if (data := cfg.get('data.dataset', 'mnist')) != 'mnist':
         raise _mistake(f'no checkpoint for {data} ships with this package, only for mnist: give one with --ckpt FILE')
 
-# %% ../nbs/59_requests.ipynb #af76a2ac
+# %% ../nbs/59_requests.ipynb #db01162f
 def _look_up(name, folders):
-    "`name`, or `name`.pt, in the first folder that has it"
+    "`name`, or `name` with an ending, in the first folder that has it"
     for folder in folders:
-        for p in (folder/name, folder/f'{name}.pt'):
+        for p in (folder/name, folder/f'{name}.pt', folder/f'{name}.safetensors'):
             if p.exists(): return p
     where = 'the package' if folders[-1] == _assets() else folders[-1]
-    there = ', '.join(sorted(p.name for p in folders[-1].glob('mnist_epoch_*.pt' if where == 'the package' else '*.pt'))[-8:]) or 'none'
+    there = ', '.join(p.name for p in _in(folders[-1], 'mnist_epoch_*.pt' if where == 'the package' else '*')[-8:]) or 'none'
     raise _mistake(f'{name}: no such file, nor a checkpoint of that name in {where}, which has {there}')
 
+def _in(folder, names='*'):
+    "The checkpoints in a folder: files, and folders of diffusers"
+    from ddpm_sampling.checkpoints import _is_pipeline
+    return sorted(p for p in folder.glob(names) if p.suffix in ('.pt', '.safetensors') or _is_pipeline(p))
+
 def _newest(folder, weights):
-    "The checkpoint that a training run left last in `folder`"
+    "The folder itself, if diffusers wrote it, or the checkpoint that a training run left last in it"
+    from ddpm_sampling.checkpoints import _is_pipeline
+    if _is_pipeline(folder): return folder
     epochs = sorted((p.name for p in folder.glob('checkpoint_epoch_*.pt')), reverse=True)
     for name in ['ema.pt']*(weights == 'ema') + ['latest.pt', *epochs, 'best.pt']:
         if (folder/name).exists(): return folder/name
@@ -174,16 +190,17 @@ def _confront(cfg, ck, strict):
     if strict: raise _mistake(text)
     warnings.warn(f'{text}; the checkpoint wins')
 
-# %% ../nbs/59_requests.ipynb #9480af32
+# %% ../nbs/59_requests.ipynb #f9dc223e
 def _load(a, cfg, path=None):
     "The checkpoint of a request, confronted with the configuration"
-    from ddpm_sampling.checkpoints import _recorded_schedule, load_checkpoint
+    from ddpm_sampling.checkpoints import _is_pipeline, _is_safetensors, _recorded_schedule, load_checkpoint
     from ddpm_sampling.schedules import Schedule
     load = partial(load_checkpoint, path or _find(a, cfg), weights=a.weights, device=a.device, strict=a.strict)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         ck = load()
-        if {'diffusion.schedule', 'diffusion.T'} & cfg.keys() and _recorded_schedule(ck.config or {}) is None:
+        tells = _is_pipeline(ck.path) or _is_safetensors(ck.path) or _recorded_schedule(ck.config or {}) is not None
+        if not tells and {'diffusion.schedule', 'diffusion.T'} & cfg.keys():
             told.clear()
             family = getattr(Schedule, cfg.get('diffusion.schedule', 'linear'))
             ck = load(schedule=family(cfg.get('diffusion.T', 1000)))
@@ -191,7 +208,7 @@ def _load(a, cfg, path=None):
     _confront(cfg, ck, a.strict)
     return ck
 
-# %% ../nbs/59_requests.ipynb #bc2c0fa8
+# %% ../nbs/59_requests.ipynb #f5f08fe4
 def _listed(a, cfg):
     "The paths of the checkpoints to compare"
     from ddpm_sampling.checkpoints import bundled_checkpoints
@@ -204,11 +221,11 @@ def _listed(a, cfg):
     return [b['path'] for b in bundled_checkpoints()]
 
 def _epochs_in(path):
-    "The file itself, or the epochs in a folder, or else all its checkpoints"
-    if not path.is_dir(): return [path]
-    files = sorted(path.glob('checkpoint_epoch_*.pt')) or sorted(path.glob('*.pt'))
-    if not files and (path/'unet').is_dir(): return [path]                      # a folder of diffusers is one checkpoint
-    if not files: raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt and *.pt')
+    "The file or the folder of diffusers itself, or the epochs in a folder, or else all its checkpoints"
+    from ddpm_sampling.checkpoints import _is_pipeline
+    if not path.is_dir() or _is_pipeline(path): return [path]
+    files = _in(path, 'checkpoint_epoch_*.pt') or _in(path)
+    if not files: raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt, *.pt, *.safetensors and folders of diffusers')
     return files
 
 # %% ../nbs/59_requests.ipynb #b261cd59
@@ -221,7 +238,7 @@ def _checkpoints(a, cfg):
     if len({ck.shape for ck in cks}) > 1: raise _mistake('these checkpoints make images of different shapes: ' + ', '.join(f'{n}: {"×".join(map(str, ck.shape))}' for n, ck in zip(names, cks)))
     return dict(sorted(zip(names, cks), key=lambda pair: (pair[1].epoch is None, pair[1].epoch or 0)))
 
-# %% ../nbs/59_requests.ipynb #1a53b41c
+# %% ../nbs/59_requests.ipynb #be7bfbe1
 def _name(a, ck, plan, own):
     "A file name, without its ending, that tells all settings on which a picture depends; `own`: the command's"
     from ddpm_sampling.checkpoints import bundled_checkpoints
@@ -229,7 +246,7 @@ def _name(a, ck, plan, own):
     parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path):08x}'), ck.weights]
     parts += [f'{a.sampler}{len(plan)}' + (f'-{plan.key}' if isinstance(a.steps, list) else '')]
     parts += [f'{k}{v:g}' if k else v for k, v in (('eta', a.eta), ('', a.variance), ('', a.spacing)) if v not in (None, 'posterior')]
-    if not a.clip: parts += ['noclip']
+    if a.clip != 1: parts += [f'clip{a.clip:g}' if a.clip else 'noclip']
     return '_'.join([*parts, *own, f'seed{a.seed}'])
 
 # %% ../nbs/59_requests.ipynb #54b4ac8a
