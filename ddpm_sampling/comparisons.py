@@ -291,7 +291,7 @@ def _main(rows):
 def _floor_line(ax, real, name):
     if real.get(name): ax.axhline(_number(real, name), color='.5', ls='--', lw=1, label=REAL)
 
-# %% ../nbs/50_comparisons.ipynb #1ed56d7b
+# %% ../nbs/50_comparisons.ipynb #16351e2d
 @_in_house_style
 def plot_nfe(
     rows,    # of one checkpoint, several samplers and numbers of steps
@@ -300,6 +300,7 @@ def plot_nfe(
     axs=None # two matplotlib Axes; None: new ones
 ): # matplotlib Figure
     "Quality against network evaluations, or against seconds for an image"
+    from matplotlib.ticker import LogLocator
     rows = [r | {'seconds_each': f'{1/_number(r, "images_per_s"):.4g}'} for r in rows]
     (ax, bx), axis, main = axs, ('nfe' if x == 'nfe' else 'seconds_each'), _main(rows)
     for i, (name, group) in enumerate(_by_sampler(rows).items()):
@@ -310,7 +311,9 @@ def plot_nfe(
     bx.set(yscale='log', ylabel='distance to a long run', title='deterministic, same noise'); bx.legend()
     for a in axs:
         a.set(xscale='log', xlabel='network evaluations' if x == 'nfe' else 'seconds for an image')
-        if x == 'nfe': a.set_xticks(ts := sorted({int(r['nfe']) for r in rows}), ts); a.set_xticks([], minor=True)
+        if x == 'nfe': a.set_xticks(ts := sorted({int(r['nfe']) for r in rows}), ts)
+        else: a.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); a.xaxis.set_major_formatter('{x:g}')
+        a.set_xticks([], minor=True)
 
 def _by_sampler(rows):
     "{name: rows by number of evaluations}"
