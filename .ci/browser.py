@@ -84,6 +84,15 @@ def with_kernel(browser, url, shots, faults):
         wait(lambda: picture.first.screenshot() == end, 10, 'back at the end the picture is another')
         print('time slider: the picture changes, and is the old one at the end')
 
+        wish = widgets.locator('select:visible').filter(has_text='any').first
+        wish.select_option('7'); go.click()
+        widgets.get_by_text(re.compile('to 7 with scale 4')).first.wait_for(timeout=60_000)
+        done.first.wait_for(timeout=60_000)
+        assert picture.first.screenshot() != end, 'the digit wished for changes nothing'
+        print('steered:', widgets.get_by_text(re.compile('to 7 with scale 4')).first.inner_text())
+        page.screenshot(path=shots/'steered.png')
+        wish.select_option('any')
+
         widgets.get_by_label('compare with').check()
         go.click()
         widgets.get_by_text(re.compile('differ by')).first.wait_for(timeout=120_000)
@@ -117,6 +126,9 @@ def with_kernel(browser, url, shots, faults):
         before = drawing()
         plane.locator('select').nth(2).select_option('quadratic')
         wait(lambda: drawing() != before, 10, 'the drawing does not follow the spacing')
+        before = drawing()
+        plane.locator('select').nth(3).select_option('2')
+        wait(lambda: drawing() != before, 10, 'the drawing does not follow the petal')
         page.locator('.widget-html svg[role=img]').last.scroll_into_view_if_needed()
         page.screenshot(path=shots/'plane.png')
 

@@ -6,10 +6,11 @@
 __all__ = ['Settings', 'dials', 'Run', 'levels', 'views', 'Cloud', 'petals', 'svg', 'player', 'write_page', 'run_frames', 'Dials',
            'Playground', 'Playground2D']
 
-# %% ../nbs/80_playground.ipynb #ba53ef8c
+# %% ../nbs/80_playground.ipynb #612d84ba
 import base64, hashlib, inspect, json, math, threading, time
 import numpy as np, torch
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from fastcore.basics import patch
@@ -19,14 +20,17 @@ from .schedules import RequestError, Schedule
 from .plans import SPACINGS
 from .denoisers import GaussianMixture
 from .loop import keyed_noise, sample_steps
+from .variances import analytic_var, denoising_errors
+from .guidance import guided
 from .checkpoints import Checkpoint, bundled_checkpoints, load_checkpoint
 from .images import whole_file
-from .samplers import SAMPLERS, _known, resolve
+from .samplers import SAMPLERS, VARIANCES, _known, resolve
 from .trajectories import as_bytes, picture, trajectory
 from .animations import frame_of
 from .pairs import difference, paired_distance
+from .steering import class_guidance, mnist_guide
 
-# %% ../nbs/80_playground.ipynb #852c4f97
+# %% ../nbs/80_playground.ipynb #1be19bd6
 @dataclass(frozen=True)
 class Settings:
     "How to sample; the names and values of `sample`"
@@ -36,6 +40,8 @@ class Settings:
     variance: str = 'posterior'
     spacing: str = 'linspace'
     clip: bool = True
+    label: int|None = None  # the digit, or the petal, to steer to; None: any
+    scale: float = 4.       # how strongly
 
 def dials(
     sampler # a name from SAMPLERS
@@ -44,20 +50,31 @@ def dials(
     has = inspect.signature(_known(sampler, SAMPLERS, 'sampler')).parameters
     return {name for name, arg in (('eta', 'eta'), ('variance', 'var')) if arg in has}
 
-# %% ../nbs/80_playground.ipynb #82f264c2
+# %% ../nbs/80_playground.ipynb #89fe12a0
 @patch
 def arguments(self:Settings):
-    "The settings as arguments of `sample`, without those that the sampler does not read"
-    unread = {'eta', 'variance'} - dials(self.sampler)
+    "The settings as arguments of `sample`, without those that the sampler does not read, and without the guide"
+    unread = {'eta', 'variance'} - dials(self.sampler) | {'label', 'scale'}
     return {k: v for k, v in vars(self).items() if k not in unread}
 
 @patch
 def __str__(self:Settings):
     own = {'eta': f', η = {self.eta:g}', 'variance': f', variance {self.variance}'}
     return (f'{self.sampler}, {self.steps} steps' + ''.join(own[d] for d in sorted(dials(self.sampler)))
-            + f', {self.spacing}' + ('' if self.clip else ', not clipped'))
+            + f', {self.spacing}' + ('' if self.clip else ', not clipped') + ('' if self.label is None else f', to {self.label} with scale {self.scale:g}'))
 
-# %% ../nbs/80_playground.ipynb #4fc23914
+# %% ../nbs/80_playground.ipynb #58bdcebd
+@patch
+def guide(self:Settings,
+    ck # Checkpoint
+): # the argument `guide` of `sample`
+    "What steers to the label, or None"
+    if self.label is None: return None
+    if ck.shape != (1, 32, 32) or ck.schedule != Schedule.linear():
+        raise RequestError('the guide that ships reads digits of 1×32×32 pixels, noised by the linear schedule of 1000 levels: with this checkpoint choose no digit')
+    return partial(guided, guidance_fn=class_guidance(mnist_guide(ck.device), self.label), scale=self.scale)
+
+# %% ../nbs/80_playground.ipynb #4814dba2
 class Run:
     "A sampling run that can be watched, stopped, and looked at in time"
     def __init__(self,
@@ -66,11 +83,11 @@ class Run:
         n=8,      # how many images, ≥ 1
         seed=0,   # 0…2⁶⁴−1; image i is a function of (seed, i)
     ):
-        _, plan = resolve(ck, **{k: v for k, v in settings.arguments().items() if k != 'clip'})
+        _, plan = resolve(ck, **settings.arguments())
         every = -(-len(plan)//100)
         self.total = 1 + -(-len(plan)//every)                                 # states to come
         self.settings, self.states, self.stopped, self.sample = settings, [], False, None
-        self._source = trajectory(ck, n, seed=seed, every=every, **settings.arguments())
+        self._source = trajectory(ck, n, seed=seed, every=every, guide=settings.guide(ck), **settings.arguments())
 
 # %% ../nbs/80_playground.ipynb #3f393bc5
 @patch
@@ -118,7 +135,7 @@ def _contrast(a, b):
     floats = lambda x: x/127.5 - 1
     return b._replace(x=difference(floats(b.x), floats(a.x)), x0_hat=difference(floats(b.x0_hat), floats(a.x0_hat)))
 
-# %% ../nbs/80_playground.ipynb #12116d4d
+# %% ../nbs/80_playground.ipynb #96e20227
 class Cloud:
     "Points on their way to an exact mixture"
     def __init__(self,
@@ -127,7 +144,7 @@ class Cloud:
         seed=0,       # of the starting points and of all later noise
     ):
         self.mixture, self.n, self.seed, self.schedule = mixture or petals(), n, seed, Schedule.linear()
-        self.truth = self.mixture.draw(n, seed=10_000 + seed)
+        self.truth, self._errs = self.mixture.draw(n, seed=10_000 + seed), {}
 
     def noise(self, t, visit=0):
         "Noise that depends on (seed, t, visit) alone, whatever the steps"
@@ -139,26 +156,44 @@ def petals():
     out = torch.stack([angle.cos(), angle.sin()], 1).double()                # (5,2), the directions of the petals
     return GaussianMixture([3, 1, 2, 1, 1], 1.6*out, .11*out[:, :, None]*out[:, None] + .012*torch.eye(2))
 
-# %% ../nbs/80_playground.ipynb #a27c140c
+# %% ../nbs/80_playground.ipynb #317199db
 @patch
 def run(self:Cloud,
     settings # Settings; clip is not used
 ): # list of States, from noise to points
     "All states of a run; the noise at a level is the same in every run"
-    step, plan = resolve(Checkpoint(None, self.schedule), **{k: v for k, v in settings.arguments().items() if k != 'clip'})
-    return list(sample_steps(self.mixture, plan, self.noise(0), step, self.noise))
+    how = settings.arguments()
+    if how.get('variance') == 'analytic': how['variance'] = analytic_var(self.err)
+    step, plan = resolve(Checkpoint(None, self.schedule), **how)
+    return list(sample_steps(self.steered(settings), plan, self.noise(0), step, self.noise))
 
-# %% ../nbs/80_playground.ipynb #b5d9f471
+@patch
+def err(self:Cloud, t, abar):
+    "E‖x₀ − x̂₀‖²/d at a level, over 4000 points, looked up if it was wanted before"
+    if t not in self._errs:
+        x0, eps = self.mixture.draw(4000), keyed_noise(0, [0], (4000, 2), t)[0].double()
+        self._errs[t] = denoising_errors(self.mixture, x0, t, abar, eps)[0].mean().item()
+    return self._errs[t]
+
+@patch
+def steered(self:Cloud, settings):
+    "The ideal denoiser, guided to a petal by the exact log p(petal | x_t)"
+    log_p = lambda x, t: self.mixture._parts(x, self.schedule.abar[t])[2].log_softmax(1)[:, settings.label]
+    return self.mixture if settings.label is None else guided(self.mixture, log_p, settings.scale)
+
+# %% ../nbs/80_playground.ipynb #d7cf746e
 @patch
 def fit(self:Cloud,
-    x # points, (n,2)
+    x, # points, (n,2)
+    label=None, # the petal where all should be; None: each petal should have its weight
 ): # (spread, astray): the squared width of the petals, 1 when right; share of points that would have to change petals, 0…1
     "How far a cloud is from the mixture"
     y, var, logp = self.mixture._parts(x, 1.)                              # (n,K,2) in the axes of each petal, (K,2), (n,K)
     k = logp.argmax(1)
     spread = (y**2/var).sum(-1)[torch.arange(len(x)), k].median()/(2*math.log(2))
     share = torch.bincount(k, minlength=len(self.mixture.weights))/len(x)
-    return float(spread), float((share - self.mixture.weights).abs().sum()/2)
+    right = self.mixture.weights if label is None else torch.eye(len(share))[label]
+    return float(spread), float((share - right).abs().sum()/2)
 
 @patch
 def fair(self:Cloud):
@@ -201,7 +236,7 @@ def svg(left, right, name, other):
         f'<text x="6" y="28" font-size="24" fill="currentColor" font-family="sans-serif">{label}</text><svg y="40" width="600" height="600">{what}</svg></svg>')
     return f'<svg viewBox="0 0 1220 642" style="width:100%;max-width:760px" role="img">{panel(0, left, name)}{panel(620, right, other)}</svg>'
 
-# %% ../nbs/80_playground.ipynb #e84d9772
+# %% ../nbs/80_playground.ipynb #8f0fd10e
 @patch
 def view(self:Cloud,
     settings, # Settings
@@ -209,8 +244,8 @@ def view(self:Cloud,
 ): # (SVG, one line that says how near the cloud is)
     "What the playground shows for a position of its dials"
     states = self.run(settings)
-    (spread, astray), fair = self.fit(states[-1].x), self.fair()
-    line = f'spread {spread:.2f} (fair: 1 ± {fair[0]:.2f}), astray {astray:.0%} (fair: {fair[1]:.0%}), {states[-1].nfe} evaluations'
+    (spread, astray), fair = self.fit(states[-1].x, settings.label), self.fair()
+    line = f'spread {spread:.2f} (fair: 1 ± {fair[0]:.2f}), astray {astray:.0%} (fair: {fair[1] if settings.label is None else 0:.0%}), {states[-1].nfe} evaluations'
     return self.draw(states, round(when*(len(states) - 1))), line
 
 # %% ../nbs/80_playground.ipynb #06704912
@@ -285,34 +320,40 @@ def frames(self:Cloud,
     states = self.run(settings)
     return [(f't = {states[i].t}', self.draw(states, i, 10)) for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, count)})]
 
-# %% ../nbs/80_playground.ipynb #0daa441f
+# %% ../nbs/80_playground.ipynb #9dc3924c
 class Dials:
     "Widgets for one Settings"
     def __init__(self,
         settings=Settings(), # what they show at first
         steps=None, # the numbers of steps to choose from; None: a slider from 1 to 100
+        wish=('digit', 10), # what can be wished for, and how many there are
     ):
         style = dict(style=dict(description_width='72px'), layout=W.Layout(width='280px'))
         count = W.SelectionSlider(options=steps, value=settings.steps, description='steps', **style) if steps else W.IntSlider(settings.steps, 1, max(100, settings.steps), description='steps', **style)
         self.of = dict(
             sampler=W.Dropdown(options=list(SAMPLERS), value=settings.sampler, description='sampler', **style),
             steps=count, eta=W.FloatSlider(settings.eta, min=0, max=1, step=.05, description='η', **style),
-            variance=W.Dropdown(options=['posterior', 'beta'], value=settings.variance, description='variance', **style),
+            variance=W.Dropdown(options=[v for v in VARIANCES if v != 'learned'], value=settings.variance, description='variance', **style),
             spacing=W.Dropdown(options=list(SPACINGS), value=settings.spacing, description='spacing', **style),
-            clip=W.Checkbox(settings.clip, description='keep x̂₀ in [−1, 1]', **style))
-        self.of['sampler'].observe(lambda _: self.grey(), 'value'); self.grey()
+            clip=W.Checkbox(settings.clip, description='keep x̂₀ in [−1, 1]', **style),
+            label=W.Dropdown(options=['any', *map(str, range(wish[1]))], value='any' if settings.label is None else str(settings.label), description=wish[0], **style),
+            scale=W.FloatSlider(settings.scale, min=0, max=16, step=.5, description='scale', **style))
+        for name in ('sampler', 'label'): self.of[name].observe(lambda _: self.grey(), 'value')
+        self.grey()
 
-# %% ../nbs/80_playground.ipynb #7739fab3
+# %% ../nbs/80_playground.ipynb #f0fbf131
 @patch
 def grey(self:Dials):
     "Grey out what the sampler does not read"
     own = dials(self.of['sampler'].value)
     for name in ('eta', 'variance'): self.of[name].disabled = name not in own
+    self.of['scale'].disabled = self.of['label'].value == 'any'
 
 @patch
 def settings(self:Dials):
     "What the widgets say"
-    return Settings(**{name: w.value for name, w in self.of.items()})
+    says = {name: w.value for name, w in self.of.items()}
+    return Settings(**says | dict(label=None if says['label'] == 'any' else int(says['label'])))
 
 @patch
 def column(self:Dials, *first, leave=()):
@@ -458,14 +499,15 @@ def _heading(self:Playground):
     ends = '' if a is None or b is None else f'; the samples differ by {float(paired_distance(b, a).mean()):.3f} (mean root mean square)'
     return f'the second less the first, red for more and blue for less{ends}'
 
-# %% ../nbs/80_playground.ipynb #4111376f
+# %% ../nbs/80_playground.ipynb #ce1793ce
 class Playground2D(_Shown):
     "Points on their way to an exact mixture, drawn anew whenever a dial moves"
     def __init__(self,
         cloud=None, # Cloud; None: 300 points and five petals
         still='',   # HTML for pages without a kernel, from `player`
     ):
-        self.cloud, self.still, self.dials = cloud or Cloud(), still, Dials(Settings(steps=10))
+        self.cloud, self.still, self.dials = cloud or Cloud(), still, None
+        self.dials = Dials(Settings(steps=10, scale=1.), wish=('petal', len(self.cloud.mixture.weights)))
         style = dict(layout=W.Layout(width='280px'), style=dict(description_width='72px'))
         self.when = W.FloatSlider(1., min=0, max=1, step=.01, description='time', readout=False, **style)
         self.seed = W.BoundedIntText(self.cloud.seed, 0, 9999, description='seed', **style)
