@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'VARIANCES', 'resolve', 'sample']
 
-# %% ../nbs/28_samplers.ipynb #14a6ca6b
+# %% ../nbs/28_samplers.ipynb #49ae95d2
 import copy, inspect, operator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +19,7 @@ from .ddim import ddim_step
 from .solvers import dpmpp_step, heun_step, ipndm_step, unipc_step
 from .guidance import clipping
 from .errors import errors_of
+from .other_networks import Adapter
 
 # %% ../nbs/28_samplers.ipynb #f34f43a5
 def _known(name, table, what):
@@ -159,10 +160,10 @@ def _guided(den, guide, bound):
 _GUIDE = ('guide must be a function that takes a denoiser and returns one: for a guidance function f(x, t) -> (b,) write guide=partial(guided, guidance_fn=f, scale=1.), '
           'for a likelihood f(x0_hat, t) -> (b,) guide=partial(guided_x0, likelihood=f)')
 
-# %% ../nbs/28_samplers.ipynb #73662947
+# %% ../nbs/28_samplers.ipynb #460375f6
 def _counted(net, states, b):
     "The same states, with nfe as evaluations of the network itself for each of b images"
-    while isinstance(inner := getattr(net, 'net', None), torch.nn.Module): net = inner        # an Adapter may ask several times
+    while isinstance(net, Adapter) and isinstance(net.net, torch.nn.Module): net = net.net    # an Adapter may ask it several times
     seen, size = [], lambda args: next((len(a) for a in args if torch.is_tensor(a) and a.ndim), b)
     def advance():
         me = get_ident()                                                   # another thread may be using the same network
