@@ -60,27 +60,28 @@ def polynomial_mean(
     "Weights c of the known values in the mean of the polynomial through them"
     return np.array([w @ math.prod([(u - b)/(a - b) for b in nodes if b != a], start=np.ones_like(u)) for a in nodes])
 
-# %% ../nbs/10_solvers.ipynb #1fb6c07e
+# %% ../nbs/10_solvers.ipynb #1340be54
 _x, _w = np.polynomial.legendre.leggauss(32)                # on [-1,1]
 
-def _over(row, sign):
-    "Gauss-Legendre in λ = −log σ̄ over a row: points, and weights even in e^(sign·λ)"
+def _over(row, k):
+    "Gauss-Legendre in λ = −log σ̄ over a row: points, and weights like e^(kλ)"
     a, b = -math.log(sigbar(row.abar_t)), -math.log(sigbar(row.abar_s))
     lam = (a + b)/2 + (b - a)/2*_x
-    w = _w*np.exp(sign*lam - (sign*lam).max())
+    w = _w*np.exp(k*lam - (k*lam).max())
     return lam, w/w.sum()
 
-# %% ../nbs/10_solvers.ipynb #69ec60bf
+# %% ../nbs/10_solvers.ipynb #16c8188d
 def step_weights(
     row,         # `Row`
     abars,       # levels at which ε̂ is known, newest first, the first of them ᾱ_t
     u=np.arctan, # the variable, a function of σ̄; arctan is the angle θ
     limit=7.,    # the largest Σ|c|, at least 1; where it is exceeded, the oldest values are left out
+    k=-1.,       # the mean is taken over λ = −log σ̄ with weight e^(kλ); −1: even in σ̄
 ): # as many weights as values are used, adding up to 1
-    "Adams–Bashforth weights for the actual steps: the mean, even in σ̄, of the polynomial through values of ε̂ (Zhang & Chen 2023)"
-    lam, w = _over(row, -1)
+    "Adams–Bashforth weights for the actual steps: the mean of the polynomial through known values, such as ε̂ (Zhang & Chen 2023)"
+    lam, w = _over(row, k)
     c = polynomial_mean(u(np.exp(-lam)), w, [u(sigbar(a)) for a in abars])
-    return c if np.abs(c).sum() <= limit else step_weights(row, abars[:-1], u, limit)
+    return c if np.abs(c).sum() <= limit else step_weights(row, abars[:-1], u, limit, k)
 
 # %% ../nbs/10_solvers.ipynb #bb3e3428
 def _behind(memory, row):
