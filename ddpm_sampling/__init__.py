@@ -9,6 +9,7 @@ _home = {name: module for module, names in dict(
     loop='ddpm_step keyed_noise sample_steps',
     ddim='ddim_step encode slerp',
     solvers='dpmpp_step heun_step ipndm_step unipc_step',
+    stochastic_solvers='adams_step',
     variances='analytic_var',
     likelihood='variational_bound',
     guidance='classifier_free clipping guided',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'VARIANCES', 'resolve', 'sample']
 
-# %% ../nbs/28_samplers.ipynb #49ae95d2
+# %% ../nbs/28_samplers.ipynb #71ddc406
 import copy, inspect, operator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ from .denoisers import denoiser
 from .loop import ddpm_step, keyed_noise, sample_steps, step_var
 from .ddim import ddim_step
 from .solvers import dpmpp_step, heun_step, ipndm_step, unipc_step
+from .stochastic_solvers import adams_step
 from .guidance import clipping
 from .errors import errors_of
 from .other_networks import Adapter
@@ -27,8 +28,8 @@ def _known(name, table, what):
     if name in list(table): return table[name]
     raise RequestError(f'unknown {what} {name!r}{nearest(name, table)}; there are {", ".join(table)}')
 
-# %% ../nbs/28_samplers.ipynb #2637a300
-SAMPLERS = dict(ddpm=ddpm_step, ddim=ddim_step, ipndm=partial(ipndm_step, order=3), dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step)
+# %% ../nbs/28_samplers.ipynb #aa936762
+SAMPLERS = dict(ddpm=ddpm_step, ddim=ddim_step, adams=adams_step, ipndm=partial(ipndm_step, order=3), dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step)
 
 def _step(sampler, eta, variance):
     "The step function of a request, its settings filled in"
@@ -40,7 +41,7 @@ def _step(sampler, eta, variance):
         raise RequestError(f'{_SETTINGS[k][0]} is a setting of {_SETTINGS[k][1]}; this sampler has none')
     return partial(step, **asked)
 
-_SETTINGS = dict(eta=('eta', "sampler='ddim'"), var=('variance', "sampler='ddpm'"))
+_SETTINGS = dict(eta=('eta', "sampler='ddim' or 'adams'"), var=('variance', "sampler='ddpm'"))
 
 # %% ../nbs/28_samplers.ipynb #6fa761d8
 VARIANCES = 'posterior', 'beta', 'learned', 'analytic'
@@ -54,7 +55,7 @@ def _variance(ck, variance, clip):
     step_var(Row(2, 1, .5, .9), variance, torch.zeros(1) if learns else None)          # refuses what cannot be had
     return variance
 
-# %% ../nbs/28_samplers.ipynb #0830a987
+# %% ../nbs/28_samplers.ipynb #9a1136b4
 def _plan(sched, step, steps, spacing):
     "The plan of a request"
     if isinstance(steps, Plan): return _own_plan(sched, steps, spacing)
@@ -74,7 +75,7 @@ def _own_plan(sched, plan, spacing):
         if not 0 <= t <= sched.T or sched.abar[t] != abar: raise RequestError(f'this Plan was made for another schedule: its abar at t = {t} is {abar:.6g}; make one with ck.schedule.plan')
     return plan
 
-_FEW = {ipndm_step, dpmpp_step, unipc_step}                    # made for few steps
+_FEW = {adams_step, ipndm_step, dpmpp_step, unipc_step}        # made for few steps
 
 # %% ../nbs/28_samplers.ipynb #3f73f530
 def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=None):
@@ -88,14 +89,14 @@ def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=N
         if spacing is None and steps is not None and not np.ndim(steps): spacing = how.get('spacing')
     return dict(steps=steps, sampler=sampler, variance=variance, spacing=spacing, clip=clip)
 
-# %% ../nbs/28_samplers.ipynb #b6c6e975
+# %% ../nbs/28_samplers.ipynb #3840426c
 def resolve(
     ck,             # Checkpoint
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
     sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
-    eta=None,       # for ddim: from 0, deterministic, to 1, ancestral
+    eta=None,       # for ddim and adams: from 0, deterministic, to 1, ancestral; None: 0 for ddim, 1 for adams
     variance=None,  # for ddpm: a name from VARIANCES, or a function row -> σ²; None: posterior
-    spacing=None,   # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
+    spacing=None,   # a name from SPACINGS; None: trailing for adams, ipndm, dpmpp and unipc, else linspace
     clip=None,      # what sampling does with x̂₀, for the analytic variance; None: clip it
 ): # (step function with its settings, Plan); where an argument is None, ck.defaults comes before what is said here
     "What a request means, and whether it makes sense, before anything is computed"
@@ -203,16 +204,16 @@ def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device, guide=
         return _counted(net, sample_steps(den, plan, x, step, noise), len(x))
     return net, [partial(start, k) for k in range(0, len(idx), size)]
 
-# %% ../nbs/28_samplers.ipynb #60425ef5
+# %% ../nbs/28_samplers.ipynb #0e069a3d
 def sample(
     ck,              # Checkpoint
     n=None,          # how many images; None: as many as idx or x_T has, else 64
     steps=None,      # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
     sampler=None,    # a name from SAMPLERS, or a step function; None: ddpm
     seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
-    eta=None,        # for ddim: from 0, deterministic (the default), to 1, ancestral
+    eta=None,        # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,   # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
-    spacing=None,    # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
+    spacing=None,    # a name from SPACINGS; None: trailing for adams, ipndm, dpmpp and unipc, else linspace
     clip=None,       # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx

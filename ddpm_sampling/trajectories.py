@@ -61,16 +61,16 @@ def as_bytes(
     "Keep states as 256 grey levels, a quarter of the memory"
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
-# %% ../nbs/30_trajectories.ipynb #474fafea
+# %% ../nbs/30_trajectories.ipynb #a6db43fd
 def trajectory(
     ck,             # Checkpoint
     n=None,         # how many images; None: as many as idx or x_T has, else 64
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
     sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
     seed=0,         # 0…2⁶⁴−1; image i is a function of (seed, i)
-    eta=None,       # for ddim: from 0, deterministic (the default), to 1, ancestral
+    eta=None,       # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,  # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
-    spacing=None,   # a name from SPACINGS; None: trailing for ipndm, dpmpp and unipc, else linspace
+    spacing=None,   # a name from SPACINGS; None: trailing for adams, ipndm, dpmpp and unipc, else linspace
     clip=None,      # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,       # starting noise, (n,c,h,w); None: drawn from seed and idx
