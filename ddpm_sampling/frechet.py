@@ -135,7 +135,7 @@ def fid(
     fit = _fit(features, ref)
     return _interval(fit.value, *_spread(fit))
 
-# %% ../nbs/40_frechet.ipynb #e5fb7567
+# %% ../nbs/40_frechet.ipynb #6bedf90c
 def _bias(fit): return fit.trace + floor_weights(fit.s)[len(fit.s):].sum()
 
 def fid_infinity(
@@ -143,8 +143,8 @@ def fid_infinity(
     ref:Moments, # the reference, taken as exact
 )->Estimate:     # without bias, so below 0 about as often as above where the truth is 0
     "Fréchet distance less its bias: the distance of infinitely many images, with its interval"
-    fit = _fit(features, ref)
-    if len(fit.u) < 2*len(ref.mean) + 2: raise RequestError(f'{len(fit.u)} images are too few: the bias takes at least {2*len(ref.mean) + 2}')
+    fit, least = _fit(features, ref), 2*np.shape(features)[1] + 2
+    if len(fit.u) < least: raise RequestError(f'{len(fit.u)} images are too few: the bias takes at least {least}')
     halves = [_bias(_fit(np.asarray(features)[k::2], ref)) for k in (0, 1)]
     return _interval(fit.value - (2*_bias(fit) - np.mean(halves))/len(fit.u), *_spread(fit))
 
