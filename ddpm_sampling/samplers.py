@@ -55,7 +55,7 @@ def _variance(ck, variance, clip):
     step_var(Row(2, 1, .5, .9), variance, torch.zeros(1) if learns else None)          # refuses what cannot be had
     return variance
 
-# %% ../nbs/28_samplers.ipynb #9a1136b4
+# %% ../nbs/28_samplers.ipynb #f72ffc1f
 def _plan(sched, step, steps, spacing):
     "The plan of a request"
     if isinstance(steps, Plan): return _own_plan(sched, steps, spacing)
@@ -75,7 +75,7 @@ def _own_plan(sched, plan, spacing):
         if not 0 <= t <= sched.T or sched.abar[t] != abar: raise RequestError(f'this Plan was made for another schedule: its abar at t = {t} is {abar:.6g}; make one with ck.schedule.plan')
     return plan
 
-_FEW = {adams_step, ipndm_step, dpmpp_step, unipc_step}        # made for few steps
+_FEW = {adams_step, ipndm_step, dpmpp_step, unipc_step, heun_step}     # made for few steps
 
 # %% ../nbs/28_samplers.ipynb #3f73f530
 def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=None):
@@ -89,14 +89,14 @@ def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=N
         if spacing is None and steps is not None and not np.ndim(steps): spacing = how.get('spacing')
     return dict(steps=steps, sampler=sampler, variance=variance, spacing=spacing, clip=clip)
 
-# %% ../nbs/28_samplers.ipynb #3840426c
+# %% ../nbs/28_samplers.ipynb #ba2339fa
 def resolve(
     ck,             # Checkpoint
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
     sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
     eta=None,       # for ddim and adams: from 0, deterministic, to 1, ancestral; None: 0 for ddim, 1 for adams
     variance=None,  # for ddpm: a name from VARIANCES, or a function row -> σ²; None: posterior
-    spacing=None,   # a name from SPACINGS; None: trailing for adams, ipndm, dpmpp and unipc, else linspace
+    spacing=None,   # a name from SPACINGS; None: linspace for ddpm and ddim, trailing for the solvers made for few steps
     clip=None,      # what sampling does with x̂₀, for the analytic variance; None: clip it
 ): # (step function with its settings, Plan); where an argument is None, ck.defaults comes before what is said here
     "What a request means, and whether it makes sense, before anything is computed"
@@ -204,7 +204,7 @@ def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device, guide=
         return _counted(net, sample_steps(den, plan, x, step, noise), len(x))
     return net, [partial(start, k) for k in range(0, len(idx), size)]
 
-# %% ../nbs/28_samplers.ipynb #0e069a3d
+# %% ../nbs/28_samplers.ipynb #cbbf72e0
 def sample(
     ck,              # Checkpoint
     n=None,          # how many images; None: as many as idx or x_T has, else 64
@@ -213,7 +213,7 @@ def sample(
     seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,        # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,   # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
-    spacing=None,    # a name from SPACINGS; None: trailing for adams, ipndm, dpmpp and unipc, else linspace
+    spacing=None,    # a name from SPACINGS; None: linspace for ddpm and ddim, trailing for the solvers made for few steps
     clip=None,       # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx
