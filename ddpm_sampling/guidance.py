@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['guided', 'propagate_cov', 'clipping', 'classifier_free']
 
-# %% ../nbs/16_guidance.ipynb #073d81c5
-import math, torch
+# %% ../nbs/16_guidance.ipynb #68a70bcc
+import math, torch, warnings
 from numbers import Real
 from fastcore.basics import patch
 from .schedules import RequestError
 from .denoisers import GaussianMixture, clipped, x0_and_eps
 
-# %% ../nbs/16_guidance.ipynb #25579dc8
+# %% ../nbs/16_guidance.ipynb #83a1cbbc
 def guided(
     den,           # den(x, t, abar) -> (x0_hat, eps_hat, frac), without clipping
     guidance_fn,   # guidance_fn(x_t (b,…), t an int in 1…T) -> (b,): log p(y given x_t) up to a constant
@@ -21,18 +21,19 @@ def guided(
 ): # a den
     "The denoiser of p(x given y) (Dhariwal & Nichol 2021, algorithm 2)"
     lo, hi = _checked(scale, interval)
+    first = iter([True])
     def guided_den(x, t, abar):
         x0_hat, eps_hat, frac = den(x, t, abar)
         if not lo <= t <= hi: return x0_hat, eps_hat, frac
         if abar == 0:
             raise RequestError(f'pure noise says nothing about y, and guidance divides by abar = 0: end the interval below t = {t}')
-        shift = scale*_gradient(guidance_fn, x, t)
+        shift = scale*_gradient(guidance_fn, x, t, first=next(first, False))
         return *x0_and_eps(eps_hat - (1 - abar)**.5*shift, x, abar, 'eps'), frac
     return guided_den if scale else den
 
-# %% ../nbs/16_guidance.ipynb #73180a8e
-def _gradient(guidance_fn, x, t, name='guidance_fn'):
-    "∇ of the sum of guidance_fn(x, t), which is each image's own gradient; checked"
+# %% ../nbs/16_guidance.ipynb #35794e46
+def _gradient(guidance_fn, x, t, name='guidance_fn', first=False):
+    "∇ of the sum of guidance_fn(x, t), which is each image's own gradient; checked, and the first one must not be all 0"
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logp = guidance_fn(x, t)
@@ -42,10 +43,13 @@ def _gradient(guidance_fn, x, t, name='guidance_fn'):
         g = torch.autograd.grad(logp.sum(), x, allow_unused=True)[0] if logp.requires_grad else None
     if g is None:
         raise RequestError(f'the answer of {name} does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
-    bad = logp.isnan() | ~g.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise RequestError(f'{name}: log-probability or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, '
+    size = g.flatten(1).abs().amax(1) + 0*logp.detach()                      # NaN where log p is NaN or infinite
+    if not math.isfinite(top := size.max().item()):
+        bad = ~size.isfinite()
+        raise RequestError(f'{name}: log-probability (−∞ for p = 0 is none) or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, '
                            f'first number {int(bad.nonzero()[0])}')
+    if first and top == 0:
+        warnings.warn(f'the gradient of {name} is exactly 0 for all {len(x)} images at t = {t}, so it does not guide: argmax, round and a clamp that acts pass none', stacklevel=3)
     return g.to(x.dtype)
 
 # %% ../nbs/16_guidance.ipynb #a5c14c37

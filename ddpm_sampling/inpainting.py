@@ -67,7 +67,7 @@ def resampled(self:Plan,
     path = [p for k, p in enumerate(path) if not k or p != path[k-1]] or levels
     return _rows(*zip(*path, (self[-1].s, self[-1].abar_s)))
 
-# %% ../nbs/18_inpainting.ipynb #ee656216
+# %% ../nbs/18_inpainting.ipynb #ccda6c51
 def guided_x0(
     den,           # den(x, t, abar), differentiable, without clipping
     likelihood,    # likelihood(x0_hat (b,…), t an int) -> (b,): log p(y given x₀) up to a constant
@@ -76,13 +76,14 @@ def guided_x0(
 ): # a den
     "Guidance by a likelihood of x̂₀, through the denoiser (Chung et al. 2023, theorem 1)"
     lo, hi = _checked(scale, interval)
+    first = iter([True])
     def guided_den(x, t, abar):
         if not lo <= t <= hi: return den(x, t, abar)
         answer = []
         def of_x0(x, t):
             answer[:] = den(x, t, abar)
             return likelihood(answer[0], t)
-        shift = scale*_gradient(of_x0, x, t, 'likelihood')
+        shift = scale*_gradient(of_x0, x, t, 'likelihood', next(first, False))
         eps_hat, frac = (None if v is None else v.detach() for v in answer[1:])
         return *x0_and_eps(eps_hat - (1 - abar)**.5*shift, x, abar, 'eps'), frac
     return guided_den if scale else den
