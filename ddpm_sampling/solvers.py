@@ -31,10 +31,10 @@ def _gain_x0(row):
     "What a unit of ⟨x̂₀⟩ − x̂₀ adds to x_s"
     return (1 - row.abar_s)**.5*(1/sigbar(row.abar_s) - 1/sigbar(row.abar_t))
 
-# %% ../nbs/10_solvers.ipynb #62e11cbd
+# %% ../nbs/10_solvers.ipynb #3fab1c61
 def _first_order(row):
-    "Rows that no solver improves: those to clean data, and from pure noise"
-    return row.abar_s == 1 or row.abar_t == 0
+    "Rows that no solver improves: to clean data or from it, from pure noise or to it"
+    return {row.abar_t, row.abar_s} & {0, 1}
 
 # %% ../nbs/10_solvers.ipynb #401843db
 def heun_step(

@@ -5,38 +5,45 @@
 # %% auto #0
 __all__ = ['kept', 'adams_step']
 
-# %% ../nbs/11_stochastic_solvers.ipynb #a553ce0c
+# %% ../nbs/11_stochastic_solvers.ipynb #6576761c
 from .ddim import _checked
+from .schedules import RequestError
 from .solvers import _behind, _first_order, sigbar, step_weights
 
-# %% ../nbs/11_stochastic_solvers.ipynb #02d0ff8b
+# %% ../nbs/11_stochastic_solvers.ipynb #b8684ba1
 def kept(
     row, # `Row`
     eta, # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
-): # k, in [0,1]
-    "The share of the old noise that a row keeps"
-    return (sigbar(row.abar_s)/sigbar(row.abar_t))**_checked(eta)**2
+): # k, in [0,1]; 0 from pure noise, unless η is 0
+    "The amplitude with which a row keeps the old noise"
+    return (sigbar(row.abar_s)/sigbar(row.abar_t))**_checked(eta)**2 if eta else 1.
 
-# %% ../nbs/11_stochastic_solvers.ipynb #37e2a063
+# %% ../nbs/11_stochastic_solvers.ipynb #6b10214b
 def adams_step(
     den,         # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row,         # `Row`: from t to s
     x,           # x_t, (b,…)
     z,           # z() -> fresh noise like x; not called where η = 0 or s = 0
-    memory=None, # up to order − 1 earlier (ᾱ, x̂₀), newest first
+    memory=None, # the last (ᾱ, x̂₀)
     eta=1.,      # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
-    order=2,     # how many values of x̂₀ are used at most, 1 or 2
-    weights=step_weights, # weights(row, abars, k=1 + η²) -> c, of the newest of these values
+    order=2,     # 2: a line through the last two x̂₀; 1: the last one only
+    weights=step_weights, # weights(row, abars, k=1 + η²) -> the weights of both values
 ): # (x_s, x0_hat, memory)
     "One step of the stochastic Adams method (Xue et al. 2023, eq. 14)"
+    order, eta = _first_or_second(order), _checked(eta) if row.abar_s > row.abar_t else 0.      # on the way up nothing is renewed
     x0_hat, eps_hat, _ = den(x, row.t, row.abar_t)
-    if row.abar_s < row.abar_t: eta = 0.                         # on the way up nothing is renewed
-    past, mean = _behind(memory, row)[:order - 1], x0_hat
-    if past and not _first_order(row):
-        c = weights(row, [row.abar_t, *(a for a, _ in past)], k=1 + eta**2)
-        mean = x0_hat + sum(float(cj)*(v - x0_hat) for cj, (_, v) in zip(c[1:], past))
-        eps_hat = (x - row.abar_t**.5*mean)/(1 - row.abar_t)**.5
-    k, memory = kept(row, eta), ((row.abar_t, x0_hat), *past)[:order - 1]
+    past, mean, memory = _behind(memory, row)[:order - 1], x0_hat, ((row.abar_t, x0_hat),)
     if row.abar_s == 1: return x0_hat, x0_hat, memory
-    noise = eps_hat if k == 1 else k*eps_hat + (1 - k*k)**.5*z()
+    if past and not _first_order(row):
+        _, c, *_ = *weights(row, [row.abar_t, past[0][0]], k=1 + eta**2), 0.              # 0 where the line would reach too far
+        mean = x0_hat + float(c)*(past[0][1] - x0_hat)
+        eps_hat = (x - row.abar_t**.5*mean)/(1 - row.abar_t)**.5
+    keep = kept(row, eta)
+    noise = eps_hat if keep == 1 else keep*eps_hat + (1 - keep**2)**.5*z()
     return row.abar_s**.5*mean + (1 - row.abar_s)**.5*noise, x0_hat, memory
+
+# %% ../nbs/11_stochastic_solvers.ipynb #4f7429a7
+def _first_or_second(order):
+    "`order`, or a `RequestError`"
+    if isinstance(order, bool) or order not in (1, 2): raise RequestError(f'order must be 1 or 2, not {order!r}')
+    return order
