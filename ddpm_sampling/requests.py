@@ -38,7 +38,7 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/59_requests.ipynb #e60b737d
+# %% ../nbs/59_requests.ipynb #f2891c76
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
@@ -48,7 +48,7 @@ def _sampling_options(p):
     a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, others 50)')
     a('--eta', type=float, metavar='E', help='ddim: from 0, deterministic (default), to 1, ancestral')
     a('--variance', metavar='V', help='ddpm: posterior (default), beta, learned, analytic')
-    a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras (default: linspace for ddpm and ddim, else trailing)')
+    a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras, searched (default: linspace for ddpm and ddim, else trailing)')
     a('--clip', action=argparse.BooleanOptionalAction, help='keep predictions of the image in [-1, 1] (default: yes)')
     a('--seed', type=_whole(SEED), metavar='I', help='image i depends on (seed, i) alone (default: 0)')
     a('--batch-size', type=_whole(COUNT), metavar='N', help='how many at a time; changes no image (default: 64)')

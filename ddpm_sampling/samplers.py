@@ -55,18 +55,24 @@ def _variance(ck, variance, clip):
     step_var(Row(2, 1, .5, .9), variance, torch.zeros(1) if learns else None)          # refuses what cannot be had
     return variance
 
-# %% ../nbs/28_samplers.ipynb #f72ffc1f
-def _plan(sched, step, steps, spacing):
+# %% ../nbs/28_samplers.ipynb #979b6352
+def _plan(ck, sampler, step, steps, spacing):
     "The plan of a request"
+    sched = ck.schedule
     if isinstance(steps, Plan): return _own_plan(sched, steps, spacing)
-    if spacing is not None: _known(spacing, SPACINGS, 'spacing')
+    if spacing is not None: _known(spacing, SPACINGS | dict(searched=None), 'spacing')
     if np.ndim(steps) and spacing: raise RequestError(f'a list of steps is its own spacing: drop either the list or {spacing!r}')
     if steps is None and (spacing or step.func is not ddpm_step): steps = min(50, sched.T)
     usual = 'trailing' if step.func in _FEW else 'linspace'
-    try: return sched.plan(steps, spacing or usual)
+    try: return sched.plan(_searched(ck, steps, sampler)) if spacing == 'searched' else sched.plan(steps, spacing or usual)
     except RequestError: raise
     except (TypeError, ValueError):
         raise RequestError(f'steps must be a whole number from 1 to {sched.T} or a decreasing list, not {steps!r}') from None
+
+def _searched(ck, n, sampler):
+    "The levels that notebook 29 found"
+    from ddpm_sampling.searched_steps import steps_of
+    return steps_of(ck, n, sampler)
 
 def _own_plan(sched, plan, spacing):
     "The reader's plan, if it belongs to the schedule"
@@ -89,21 +95,21 @@ def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=N
         if spacing is None and steps is not None and not np.ndim(steps): spacing = how.get('spacing')
     return dict(steps=steps, sampler=sampler, variance=variance, spacing=spacing, clip=clip)
 
-# %% ../nbs/28_samplers.ipynb #ba2339fa
+# %% ../nbs/28_samplers.ipynb #6c5fcbf5
 def resolve(
     ck,             # Checkpoint
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
     sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
     eta=None,       # for ddim and adams: from 0, deterministic, to 1, ancestral; None: 0 for ddim, 1 for adams
     variance=None,  # for ddpm: a name from VARIANCES, or a function row -> σ²; None: posterior
-    spacing=None,   # a name from SPACINGS; None: linspace for ddpm and ddim, trailing for the solvers made for few steps
+    spacing=None,   # a name from SPACINGS, or 'searched' (notebook 29); None: linspace for ddpm and ddim, trailing for the solvers made for few steps
     clip=None,      # what sampling does with x̂₀, for the analytic variance; None: clip it
 ): # (step function with its settings, Plan); where an argument is None, ck.defaults comes before what is said here
     "What a request means, and whether it makes sense, before anything is computed"
     r = _completed(ck, steps, sampler, variance, spacing, clip)
     step = _step(r['sampler'], eta, r['variance'])
     if r['variance'] is not None: step = partial(step, var=_variance(ck, r['variance'], r['clip']))
-    return step, _plan(ck.schedule, step, r['steps'], r['spacing'])
+    return step, _plan(ck, r['sampler'], step, r['steps'], r['spacing'])
 
 # %% ../nbs/28_samplers.ipynb #bd5b1abe
 def _whole(v, what, least, most=None):
@@ -204,7 +210,7 @@ def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device, guide=
         return _counted(net, sample_steps(den, plan, x, step, noise), len(x))
     return net, [partial(start, k) for k in range(0, len(idx), size)]
 
-# %% ../nbs/28_samplers.ipynb #cbbf72e0
+# %% ../nbs/28_samplers.ipynb #dfafaf86
 def sample(
     ck,              # Checkpoint
     n=None,          # how many images; None: as many as idx or x_T has, else 64
@@ -213,7 +219,7 @@ def sample(
     seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,        # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,   # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
-    spacing=None,    # a name from SPACINGS; None: linspace for ddpm and ddim, trailing for the solvers made for few steps
+    spacing=None,    # a name from SPACINGS, or 'searched' (notebook 29); None: linspace for ddpm and ddim, trailing for the solvers made for few steps
     clip=None,       # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,        # starting noise, (n,c,h,w); None: drawn from seed and idx

@@ -61,7 +61,7 @@ def as_bytes(
     "Keep states as 256 grey levels, a quarter of the memory"
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
-# %% ../nbs/30_trajectories.ipynb #f48563d6
+# %% ../nbs/30_trajectories.ipynb #5d309e28
 def trajectory(
     ck,             # Checkpoint
     n=None,         # how many images; None: as many as idx or x_T has, else 64
@@ -70,7 +70,7 @@ def trajectory(
     seed=0,         # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,       # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,  # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
-    spacing=None,   # a name from SPACINGS; None: linspace for ddpm and ddim, trailing for the solvers made for few steps
+    spacing=None,   # a name from SPACINGS, or 'searched' (notebook 29); None: linspace for ddpm and ddim, trailing for the solvers made for few steps
     clip=None,      # True (the default): keep x̂₀ in [-1,1]; False: as computed; a number: another bound
     idx=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T=None,       # starting noise, (n,c,h,w); None: drawn from seed and idx
