@@ -43,14 +43,16 @@ def _step(sampler, eta, variance):
 
 _SETTINGS = dict(eta=('eta', "sampler='ddim' or 'adams'"), var=('variance', "sampler='ddpm'"))
 
-# %% ../nbs/28_samplers.ipynb #6fa761d8
+# %% ../nbs/28_samplers.ipynb #51fdea0b
 VARIANCES = 'posterior', 'beta', 'learned', 'analytic'
 
 def _variance(ck, variance, clip):
     "A variance as `ddpm_step` takes it, checked"
     if callable(variance): return variance
     if variance not in VARIANCES: raise RequestError(f'variance must be {", ".join(map(repr, VARIANCES))} or a function row -> σ², not {variance!r}{nearest(variance, VARIANCES)}')
-    if variance == 'analytic': return errors_of(ck).var(clip is not False)
+    if variance == 'analytic':
+        if clip not in (True, False): raise RequestError(f'the analytic variance is measured with clip=True and clip=False, not with {clip!r}: use one of these, or a function row -> σ²')
+        return errors_of(ck).var(clip is not False)
     learns = getattr(ck.net, 'c_out', None) in (None, 2*ck.shape[0])        # other networks show it at their first answer
     step_var(Row(2, 1, .5, .9), variance, torch.zeros(1) if learns else None)          # refuses what cannot be had
     return variance
