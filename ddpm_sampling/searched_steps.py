@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trace', 'teach', 'prices', 'search', 'steps_of']
 
-# %% ../nbs/29_searched_steps.ipynb #7eeb2f47
+# %% ../nbs/29_searched_steps.ipynb #6f3948e2
 import json
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
@@ -13,10 +13,10 @@ import numpy as np, torch
 from .checkpoints import Checkpoint, shipped
 from .errors import weights_key
 from .images import from_cache, to_cache
-from .plans import SPACINGS, Plan, Row, distinct
+from .plans import SPACINGS, Row, distinct
 from .samplers import SAMPLERS, sample
 from .schedules import RequestError, Schedule
-from .solvers import ipndm_step, sigbar
+from .solvers import ipndm_step
 
 # %% ../nbs/29_searched_steps.ipynb #9a7a7558
 @dataclass(frozen=True, eq=False)
