@@ -20,6 +20,7 @@ _home = {name: module for module, names in dict(
     verify='self_test',
     images='image_grid to_uint8 write_png',
     samplers='sample',
+    searched_steps='steps_of teach',
     trajectories='film_strip trajectory',
     animations='frame_of write_animation',
     pairs='difference paired_distance side_by_side',
