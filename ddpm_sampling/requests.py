@@ -38,12 +38,12 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/59_requests.ipynb #f2891c76
+# %% ../nbs/59_requests.ipynb #e0f7ebb8
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
     sampler = p.add_mutually_exclusive_group()
-    sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, adams, ipndm, dpmpp, unipc or heun (default: ddpm for pictures, or what a folder of diffusers says; ddim for measurements)')
+    sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, adams (best for few steps), ipndm, dpmpp, unipc or heun (default: ddpm for pictures, or what a folder of diffusers says; ddim for measurements)')
     sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim', help='the same as --sampler ddim')
     a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, others 50)')
     a('--eta', type=float, metavar='E', help='ddim: from 0, deterministic (default), to 1, ancestral')

@@ -97,11 +97,11 @@ def _completed(ck, steps=None, sampler=None, variance=None, spacing=None, clip=N
         if spacing is None and steps is not None and not np.ndim(steps): spacing = how.get('spacing')
     return dict(steps=steps, sampler=sampler, variance=variance, spacing=spacing, clip=clip)
 
-# %% ../nbs/28_samplers.ipynb #6c5fcbf5
+# %% ../nbs/28_samplers.ipynb #8c7f3d35
 def resolve(
     ck,             # Checkpoint
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
-    sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
+    sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm; for few steps: adams
     eta=None,       # for ddim and adams: from 0, deterministic, to 1, ancestral; None: 0 for ddim, 1 for adams
     variance=None,  # for ddpm: a name from VARIANCES, or a function row -> σ²; None: posterior
     spacing=None,   # a name from SPACINGS, or 'searched' (notebook 29); None: linspace for ddpm and ddim, trailing for the solvers made for few steps
@@ -212,12 +212,12 @@ def _batches(ck, step, plan, n, seed, clip, idx, x_T, batch_size, device, guide=
         return _counted(net, sample_steps(den, plan, x, step, noise), len(x))
     return net, [partial(start, k) for k in range(0, len(idx), size)]
 
-# %% ../nbs/28_samplers.ipynb #dfafaf86
+# %% ../nbs/28_samplers.ipynb #9c3b63af
 def sample(
     ck,              # Checkpoint
     n=None,          # how many images; None: as many as idx or x_T has, else 64
     steps=None,      # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
-    sampler=None,    # a name from SAMPLERS, or a step function; None: ddpm
+    sampler=None,    # a name from SAMPLERS, or a step function; None: ddpm; for few steps: adams
     seed=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,        # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,   # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²

@@ -61,12 +61,12 @@ def as_bytes(
     "Keep states as 256 grey levels, a quarter of the memory"
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
-# %% ../nbs/30_trajectories.ipynb #5d309e28
+# %% ../nbs/30_trajectories.ipynb #3c00c020
 def trajectory(
     ck,             # Checkpoint
     n=None,         # how many images; None: as many as idx or x_T has, else 64
     steps=None,     # how many, 1…T, a decreasing list of levels, or a Plan; None: T for ddpm, else 50
-    sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm
+    sampler=None,   # a name from SAMPLERS, or a step function; None: ddpm; for few steps: adams
     seed=0,         # 0…2⁶⁴−1; image i is a function of (seed, i)
     eta=None,       # for ddim and adams: from 0, deterministic (ddim's default), to 1, ancestral (adams')
     variance=None,  # for ddpm: 'posterior' (the default), 'beta', 'learned', 'analytic', or a function row -> σ²
