@@ -38,7 +38,7 @@ def _file_options(p):
     a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
-# %% ../nbs/59_requests.ipynb #e0f7ebb8
+# %% ../nbs/59_requests.ipynb #763f210a
 def _sampling_options(p):
     "Options that say what to sample"
     a = p.add_argument
@@ -46,7 +46,7 @@ def _sampling_options(p):
     sampler.add_argument('--sampler', metavar='S', help='ddpm, ddim, adams (best for few steps), ipndm, dpmpp, unipc or heun (default: ddpm for pictures, or what a folder of diffusers says; ddim for measurements)')
     sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim', help='the same as --sampler ddim')
     a('--steps', type=_steps, metavar='N', help='how many, or a list such as 1000,500,100 (default: ddpm all, others 50)')
-    a('--eta', type=float, metavar='E', help='ddim: from 0, deterministic (default), to 1, ancestral')
+    a('--eta', type=float, metavar='E', help='ddim, adams: from 0, deterministic (default of ddim), to 1, ancestral (of adams)')
     a('--variance', metavar='V', help='ddpm: posterior (default), beta, learned, analytic')
     a('--spacing', metavar='P', help='how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras, searched (default: linspace for ddpm and ddim, else trailing)')
     a('--clip', action=argparse.BooleanOptionalAction, help='keep predictions of the image in [-1, 1] (default: yes)')
