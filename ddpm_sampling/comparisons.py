@@ -443,7 +443,7 @@ def _title(name, rows):
     few = name in ('fid', 'fid_inf') and int(rows[0]['n']) < FEW
     return METRICS[name].title + (f' (N < {FEW}: too few)' if few else '') if name in METRICS else 'distance to a long run'
 
-# %% ../nbs/50_comparisons.ipynb #dfaefa3e
+# %% ../nbs/50_comparisons.ipynb #55f731e9
 def epochs(
     checkpoints, # {name: Checkpoint}, the first to the last
     like=Job(),  # how to sample them
@@ -457,7 +457,7 @@ def samplers(
 ): # Jobs
     "Every checkpoint with DDIM; the last one with every sampler at several numbers of steps"
     *jobs, last = epochs(checkpoints, like)
-    n, pair = like.steps, not like.eta                                          # a long run is the goal of deterministic samplers only
+    n, pair = len(last.plan()), not like.eta                                          # a long run is the goal of deterministic samplers only
     jobs.append(last._replace(paired=pair))
     for k in sorted({min(10, n), min(20, n), n}):
         jobs += [last._replace(steps=k, paired=pair), *(last._replace(sampler='ddpm', eta=None, steps=k, variance=v) for v in ('posterior', 'beta'))]

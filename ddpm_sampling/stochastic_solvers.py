@@ -18,7 +18,7 @@ def kept(
     "The amplitude with which a row keeps the old noise"
     return (sigbar(row.abar_s)/sigbar(row.abar_t))**_checked(eta)**2 if eta else 1.
 
-# %% ../nbs/11_stochastic_solvers.ipynb #6b10214b
+# %% ../nbs/11_stochastic_solvers.ipynb #fd231d39
 def adams_step(
     den,         # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row,         # `Row`: from t to s
@@ -29,7 +29,7 @@ def adams_step(
     order=2,     # 2: a line through the last two x̂₀; 1: the last one only
     weights=step_weights, # weights(row, abars, k=1 + η²) -> the weights of both values
 ): # (x_s, x0_hat, memory)
-    "One step of the stochastic Adams method (Xue et al. 2023, eq. 14)"
+    "One step of the stochastic Adams method (SA-Solver's predictor with two values, Xue et al. 2023)"
     order, eta = _first_or_second(order), _checked(eta) if row.abar_s > row.abar_t else 0.      # on the way up nothing is renewed
     x0_hat, eps_hat, _ = den(x, row.t, row.abar_t)
     past, mean, memory = _behind(memory, row)[:order - 1], x0_hat, ((row.abar_t, x0_hat),)
