@@ -6,8 +6,9 @@
     checks.py stored                           what the tracked notebooks and files hold
     checks.py grid FOLDER                      the one PNG below FOLDER shows 8×8 pictures
     checks.py archives FOLDER                  wheel and sdist hold what is tracked, and are small
+    checks.py rooms [FOLDER]                   imports of the package lead downward, never in a circle
 """
-import base64, json, re, subprocess, sys, tarfile, zipfile
+import ast, base64, json, re, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 
 MACHINE = re.compile(r'(?:^|[^A-Za-z0-9._/-])(/(?:work|farm|root|home|tmp)/[A-Za-z][^\s"\']*)', re.M)
@@ -89,8 +90,38 @@ def archives(folder):
     yield from (f'in the wheel, but not tracked: {f}' for f in sorted(in_wheel - package) if '.dist-info/' not in f)
     yield from (f'not in the sdist: {f}' for f in sorted(package | {'settings.ini', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md'} - in_sdist) if f not in in_sdist)
 
+ROOMS = 'basics sampler networks sampling pictures quality students app'.split()
+
+def arrows(package):
+    "(module, imported module, names) for every import between modules of rooms, also inside functions"
+    for f in sorted(package.glob('*/*.py')):
+        here = f'{f.parent.name}.{f.stem}'
+        if f.parent.name == 'assets': continue
+        for node in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.ImportFrom): continue
+            room = [[], [f.parent.name], []][node.level] + [p for p in (node.module or '').split('.') if p]
+            if room[:1] == [package.name]: room = room[1:]
+            elif not node.level: continue
+            if len(room) > 1: yield here, '.'.join(room[:2]), [a.name for a in node.names]
+
+def rooms(folder='ddpm_sampling'):
+    "Arrows that lead upward, in a circle, or to what another room keeps to itself"
+    found, rank = list(arrows(Path(folder))), {r: i for i, r in enumerate(ROOMS)}
+    goes = {}
+    for a, b, names in found:
+        (ra, rb), private = (a.split('.')[0], b.split('.')[0]), [n for n in names if n[0] == '_']
+        goes.setdefault(a, set()).add(b)
+        if {ra, rb} - rank.keys(): yield f'{a} -> {b}: not a room of {", ".join(ROOMS)}'; continue
+        if rank[rb] > rank[ra]: yield f'{a} -> {b}: upward'
+        if ra != rb and private: yield f'{a} -> {b}: {", ".join(private)} belongs to the room {rb} alone'
+    while ends := {a for a, bs in goes.items() if not bs & goes.keys() or a not in set().union(*goes.values())}:
+        goes = {a: bs for a, bs in goes.items() if a not in ends}
+    if goes: yield f'in a circle: {", ".join(sorted(goes))}'
+    between = {(a.split('.')[0], b.split('.')[0]) for a, b, _ in found if a.split('.')[0] != b.split('.')[0]}
+    print(f'{len({a for a, *_ in found})} modules with imports in {len(ROOMS)} rooms, {len(between)} arrows between rooms')
+
 if __name__ == '__main__':
-    checks = {'ran': ran, 'wants-data': wants_data, 'stored': stored, 'grid': grid, 'archives': archives}
+    checks = {'rooms': rooms, 'ran': ran, 'wants-data': wants_data, 'stored': stored, 'grid': grid, 'archives': archives}
     if sys.argv[1:2] == [] or sys.argv[1] not in checks: sys.exit(__doc__)
     faults = list(checks[sys.argv[1]](*sys.argv[2:]))
     print(*(f'WRONG: {f}' for f in faults), sep='\n', end='\n' if faults else '')
