@@ -1,0 +1,1 @@
+"Configurations, the command line, the playground."

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
 from pathlib import Path
 from .configurations import _mistake, read_config
-from .requests import _Parser, _checkpoints, _file_options, _film_options, _film_paths, _grid_options, _grid_path, _load, _quality_options, _sampling_options, _settle, _recipe
+from .requests import _Parser, _asked, _checkpoints, _file_options, _film_options, _film_paths, _grid_options, _grid_path, _load, _quality_options, _sampling_options, _settle, _recipe
 
 # %% ../../nbs/7_app/02_commands.ipynb #c354ce4f
 def _sample_grid(a, cfg):
@@ -114,7 +114,8 @@ def _eval_quality(a, cfg):
 def _compare_ckpts(a, cfg):
     "`ddpm compare.ckpts`: and other samplers for the last"
     from ddpm_sampling.quality.comparisons import samplers
-    if a.sampler != 'ddim' or isinstance(a.steps, list) or a.variance:
+    how = _asked(a)
+    if how.sampler != 'ddim' or isinstance(how.steps, tuple) or how.variance:
         raise _mistake('compare.ckpts compares DDIM with ancestral sampling and both variances by itself: of these options it takes --steps N, --eta, --spacing and --clip')
     return _evaluate(a, cfg, samplers, 'comparison')
 

@@ -9,7 +9,7 @@ __all__ = ['COUNT', 'SEED', 'STEPS', 'KEYS', 'read_config']
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
-from ..sampler.recipes import Recipe
+from ..basics.recipes import Recipe
 
 # %% ../../nbs/7_app/00_configurations.ipynb #4980d9b6
 COUNT, SEED, STEPS = range(1, 2**31), range(2**64), 'steps'

@@ -44,9 +44,11 @@ def _sampling_options(p):
     from dataclasses import fields
     from typing import get_args
     from fastcore.docments import docments
-    from ddpm_sampling.sampler.recipes import Recipe
+    from ddpm_sampling.basics.recipes import Recipe
     a = p.add_argument
-    told, sampler = docments(Recipe), p.add_mutually_exclusive_group()
+    try: told = docments(Recipe)
+    except OSError: told = dict.fromkeys(f.name for f in fields(Recipe))       # installed without its source
+    sampler = p.add_mutually_exclusive_group()
     for f in fields(Recipe):
         kind = (get_args(f.type) or (f.type,))[0]
         if kind not in _READERS: continue                                        # a function: for Python alone
@@ -58,7 +60,7 @@ def _sampling_options(p):
 
 def _as_help(text):
     "What is said of a field, for those who do not write Python"
-    return re.sub('; None: (.*)', r' (default: \1)', re.sub('; in Python also .*', '', text))
+    return text and re.sub('; None: (.*)', r' (default: \1)', re.sub('; in Python also .*', '', text))
 
 def _grid_options(p):
     "What only `sample.grid` takes"
@@ -138,13 +140,15 @@ def _settle(args, cfg):
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
 
 # %% ../../nbs/7_app/01_requests.ipynb #e36d1477
+def _asked(a):
+    "How to sample, as far as the arguments say"
+    from ddpm_sampling.basics.recipes import Recipe
+    return Recipe(**{k: v for k, v in vars(a).items() if k in Recipe.__dataclass_fields__})
+
 def _recipe(a, cfg, ck):
-    "How to sample: argument, then configuration, then what the checkpoint's makers say"
-    from dataclasses import fields
-    from ddpm_sampling.sampler.recipes import Recipe
-    names = [f.name for f in fields(Recipe)]
-    how = Recipe(**{k: v for k, v in vars(a).items() if k in names})
-    how = how.over(Recipe(**{k: cfg[f'sample.{k}'] for k in names if f'sample.{k}' in cfg}))
+    "How to sample: argument, then configuration; what both leave open the checkpoint's makers say, or the library"
+    from ddpm_sampling.basics.recipes import Recipe
+    how = _asked(a).over(Recipe(**{k: cfg.get(f'sample.{k}') for k in Recipe.__dataclass_fields__}))
     sampler = how.sampler or (ck.defaults or Recipe()).sampler or 'ddpm'
     return how.over(Recipe(**{k: cfg.get(key) for k, key in _MEANT.get(sampler, {}).items()}))
 

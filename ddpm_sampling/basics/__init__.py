@@ -1,0 +1,1 @@
+"The ground floor: errors, whole files, estimates, recipes; what every room uses."

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError, CheckpointError
-from ..sampler.recipes import Recipe
+from ..basics.recipes import Recipe
 from ..sampler.schedules import Schedule
 from .unets import UNet, unet_from_tensors, _some
 

@@ -1,0 +1,1 @@
+"Grids, films and comparisons by eye."

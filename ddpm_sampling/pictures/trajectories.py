@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np, torch
 from torch import Tensor
 from fastcore.meta import delegates
-from ..basics.errors import RequestError, nearest, whole
+from ..basics.errors import RequestError, nearest, whole_number
 from ..sampler.plans import distinct
 from .grids import image_grid
 from ..basics.arrays import to_uint8
 from ..basics.files import whole_file
-from ..sampler.recipes import Recipe
+from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint
 from ..sampling.front_door import Run, images_of
 
@@ -29,9 +29,9 @@ def pick_rows(
 ): # increasing tuple of state numbers, with 0 and n
     "The states to record"
     if every is not None and rows is not None: raise RequestError('give either every or rows, not both')
-    if rows is None: rows = range(0, n + 1, whole(1 if every is None else every, 'every (record every k-th state)', 1))
+    if rows is None: rows = range(0, n + 1, whole_number(1 if every is None else every, 'every (record every k-th state)', 1))
     if not np.iterable(rows): raise RequestError(f'rows must be a list of state numbers, not {rows!r}')
-    rows = [whole(i, 'each number in rows', 0, n) for i in rows]
+    rows = [whole_number(i, 'each number in rows', 0, n) for i in rows]
     if not rows: raise RequestError(f'no frames: rows is empty; states are numbered from 0, the noise, to {n}, the sample')
     return tuple(sorted({0, *rows, n}))
 
@@ -42,7 +42,7 @@ def even_rows(
     by='t', # spread evenly in 't' or in 'logsnr'
 ): # increasing tuple of n state numbers, the first 0 and the last len(plan)
     "States that are spread evenly over time or over noise"
-    n, N = whole(n, 'n, the number of frames,', 2, len(plan) + 1), len(plan)
+    n, N = whole_number(n, 'n, the number of frames,', 2, len(plan) + 1), len(plan)
     if by not in _AXES: raise RequestError(f"frames are spread by 't' or by 'logsnr', not {by!r}{nearest(by, _AXES)}")
     axis = np.maximum.accumulate([_AXES[by](row) for row in plan])                     # increases from noise to image
     place = np.interp(np.linspace(axis[0], axis[-1], n - 1 if by == 'logsnr' else n), axis, np.arange(N))
@@ -116,7 +116,7 @@ def film_strip(
     wide = math.ceil(len(states[0].x)**.5)                                      # several images: a grid that is nearly square
     tile = lambda x: picture(x, wide, max(1, round(64/picture(x, wide, 1).shape[1])) if scale is None else scale)
     frames = [[tile(x) for x in ((st.x, st.x0_hat) if guess else (st.x,))] for st in states]
-    lines = [slice(i, i + cols) for i in range(0, len(states), whole(cols, 'cols', 1))]
+    lines = [slice(i, i + cols) for i in range(0, len(states), whole_number(cols, 'cols', 1))]
     return _strip([_line(frames[l]) for l in lines], [[st.t for st in states[l]] for l in lines], frames[0][0].shape)
 
 def _of_images(states):
@@ -224,7 +224,7 @@ def plot_score(
     lim=2.8, # the square from −lim to lim is drawn, both ways
 ): # the Axes
     "The score as arrows, the longest a little longer than the gap between two"
-    line = torch.linspace(-lim, lim, whole(n, 'n, the arrows in each direction,', 2), dtype=torch.float64)
+    line = torch.linspace(-lim, lim, whole_number(n, 'n, the arrows in each direction,', 2), dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
     arrow = score(den, x, row.t, row.abar_t)
     arrow = arrow*(2.6*lim/(n - 1)/arrow.norm(dim=1).max())

@@ -1,0 +1,1 @@
+"How good are they? Features, distances, tables and reports."

@@ -22,7 +22,7 @@ from ..networks.error_curves import weights_key
 from ..pictures.grids import image_grid, write_png
 from ..basics.arrays import to_uint8
 from ..basics.files import whole_file
-from ..sampler.recipes import Recipe
+from ..basics.recipes import Recipe
 from ..sampling.front_door import Run, images_of
 from ..sampling.resolving import resolve
 from ..pictures.trajectories import write_figure
@@ -36,7 +36,7 @@ from .metrics import FEW, LEAST, METRICS, floor, held_out, scores
 class Job(NamedTuple):
     "What to sample, and how"
     ck: Checkpoint = None
-    how: Recipe = Recipe('ddim', 50)
+    how: Recipe = Recipe('ddim')
     name: str = ''        # of the checkpoint, for tables
     n: int = 1000         # how many images
     seed: int = 0         # 0…2⁶⁴−1
@@ -83,9 +83,9 @@ def run_key(
     extractor, # what makes the features
 ): # 10 hexadecimal digits
     "The name of a row: its protocol, weights, plan and settings"
-    how, plan = resolve(job.ck, job.how)[::2]
-    how = replace(how, steps=None, spacing=None)                                # the plan has them
-    return _hash(protocol(job, ref, extractor), weights_key(job.ck), plan.key, how, job.paired)
+    way = resolve(job.ck, job.how)
+    how = replace(way.how, steps=None, spacing=None)                            # the plan has them
+    return _hash(protocol(job, ref, extractor), weights_key(job.ck), way.plan.key, how, job.paired)
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #159a913d
 def measure(
@@ -450,7 +450,7 @@ def epochs(
     like=Job(),  # how to sample them
 ): # Jobs
     "Every checkpoint, sampled in one way"
-    return [like._replace(ck=ck, name=name) for name, ck in checkpoints.items()]
+    return [like._replace(ck=ck, name=name, how=resolve(ck, like.how).how) for name, ck in checkpoints.items()]
 
 def samplers(
     checkpoints, # {name: Checkpoint}

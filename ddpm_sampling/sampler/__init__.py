@@ -1,0 +1,5 @@
+"The mathematics: schedules, posteriors, denoisers, plans, the loop, and its steps."
+from importlib import import_module
+
+# These add methods to Schedule, GaussianMixture and Plan, which are there whatever else is imported.
+for module in 'plans', 'guidance', 'inpainting': import_module(f'{__name__}.{module}')

@@ -95,5 +95,5 @@ def expected_terms(
 ): # (rows with s ≥ 1,), float64, bits per dimension
     "Mean of each term of the bound but the first and the last, from the error curve"
     c0 = [posterior(1., 0., r.abar_t, r.abar_s)[0] for r in plan if r.abar_s < 1]
-    kl = [kl(c**2*err(r.t, r.abar_t), posterior_var(r.abar_t, r.abar_s), step_var(r, var)) for c, r in zip(c0, plan)]
-    return torch.tensor(kl, dtype=torch.float64)/math.log(2)
+    each = [kl(c**2*err(r.t, r.abar_t), posterior_var(r.abar_t, r.abar_s), step_var(r, var)) for c, r in zip(c0, plan)]
+    return torch.tensor(each, dtype=torch.float64)/math.log(2)

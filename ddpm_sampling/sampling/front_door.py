@@ -14,12 +14,12 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from ..basics.errors import RequestError, whole
+from ..basics.errors import RequestError, whole_number
 from ..basics.progress import progress_bar
 from ..sampler.denoisers import denoiser
 from ..sampler.guidance import clipping
 from ..sampler.loop import keyed_noise, sample_steps
-from ..sampler.recipes import Recipe
+from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint, evaluating, pick_device
 from ..networks.other_networks import Adapter
 from .resolving import resolve
@@ -54,14 +54,14 @@ def images_of(
     x_T = None if x_T is None else torch.as_tensor(x_T)
     if x_T is not None and (x_T.ndim != 4 or x_T.shape[1:] != shape):
         raise RequestError(f'x_T must have shape (n, {", ".join(map(str, shape))}), not {tuple(x_T.shape)}')
-    if n is not None: n = whole(n, 'n, the number of images,', 1)
+    if n is not None: n = whole_number(n, 'n, the number of images,', 1)
     if idx is None: idx = range(n or (64 if x_T is None else len(x_T)))
     if not np.iterable(idx): raise RequestError(f'idx must be a list of image numbers such as [{idx}], not {idx!r}')
-    idx = [whole(i, 'each number in idx', 0, 2**64 - 1) for i in idx]
+    idx = [whole_number(i, 'each number in idx', 0, 2**64 - 1) for i in idx]
     if not idx: raise RequestError('no images: idx or x_T is empty')
     for name, m in (('n', n), ('x_T', None if x_T is None else len(x_T))):
         if m not in (None, len(idx)): raise RequestError(f'{name} is for {m} images, but {len(idx)} are asked for')
-    return Images(idx, whole(seed, 'seed', 0, 2**64 - 1), x_T, shape)
+    return Images(idx, whole_number(seed, 'seed', 0, 2**64 - 1), x_T, shape)
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #47a899f5
 def _weights_of(net):
@@ -118,7 +118,7 @@ class Run:
     ):
         self.ck, self.images, self.each = ck, images, each
         self.how, self.step, self.plan, bound, dtype = resolve(ck, how)
-        size = whole(batch_size, 'batch_size', 1)
+        size = whole_number(batch_size, 'batch_size', 1)
         self.parts = [images.part(slice(k, k + size)) for k in range(0, len(images.idx), size)]
         self.net = _placed(ck.net, device, dtype)
         self.device, dtype = _weights_of(self.net)

@@ -10,13 +10,13 @@ import json
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 import numpy as np, torch
-from ..networks.checkpoints import Checkpoint, evaluating
-from ..basics.progress import progress_bar
-from ..basics.files import shipped, from_cache, to_cache
+from ..networks.checkpoints import Checkpoint
+from ..basics.recipes import Recipe
+from .front_door import sample
+from .resolving import kept_steps, searched
+from ..basics.files import to_cache
 from ..networks.error_curves import weights_key
 from ..sampler.plans import SPACINGS, Row, distinct
-from ..sampler.denoisers import denoiser
-from ..sampler.loop import keyed_noise, sample_steps
 from ..sampler.samplers import SAMPLERS
 from ..basics.errors import RequestError
 from ..sampler.schedules import Schedule
@@ -61,11 +61,7 @@ def teach(
     key, seen = weights_key(ck), _Recorder()
     plan = ck.schedule.plan(min(levels, ck.schedule.T), 'quadratic')
     size = max(1, min(32, 2**26//(2*len(plan)*int(np.prod(ck.shape)))))            # answers of one batch: up to 256 MB
-    den = denoiser(ck.net, ck.schedule, ck.predicts)
-    with evaluating(ck.net), progress_bar(progress, len(plan)*-(-n//size), 'step') as bar:
-        for k in range(0, n, size):
-            x = keyed_noise(seed, range(k, min(k + size, n)), ck.shape).to(ck.device)
-            for _ in sample_steps(den, plan, x, seen): bar.update()
+    sample(ck, n, Recipe(seen, plan, clip=False), seed=seed, batch_size=size, progress=progress)
     return Trace(key, ck.schedule, tuple(r.t for r in plan), (seen.gram/seen.images).numpy(), seen.images)
 
 # %% ../../nbs/3_sampling/02_searched_steps.ipynb #06086ca7
@@ -155,33 +151,20 @@ def search(
     return [trace.levels[k] for k in min(near, _descend(cost, far or near[1], K))[1]]
 
 # %% ../../nbs/3_sampling/02_searched_steps.ipynb #b2d54aa2
-@lru_cache
-def _shipped_steps():
-    "{weights' key: {sampler: {n as text: levels}}} of the bundled checkpoint"
-    return json.loads(shipped('steps.json')[0])
-
 def steps_of(
     ck:Checkpoint,   # the checkpoint
-    n,               # how many steps
-    sampler='ipndm', # ddim, ipndm, dpmpp or unipc
-    trace=None,      # from `teach`, for steps that were not searched before; None: what ships or was found before
-): # n levels t, decreasing from T, for sample(steps=…)
+    n:int,           # how many steps
+    sampler:str='ipndm', # ddim, ipndm, dpmpp or unipc
+    trace:Trace=None, # from `teach`, for steps that were not searched before; None: what ships or was found before
+)->list: # n levels t, decreasing from T, for sample(steps=…)
     "The searched steps of a checkpoint: shipped, from the cache, or searched for and kept"
     _priced_step(sampler)
-    if callable(sampler): raise RequestError('searched steps are kept by the name of a sampler: for a step function of your own pass steps=search(trace, n, step)')
-    key = weights_key(ck); file = f'steps-{key[:32]}.json'
-    kept = from_cache(file, lambda blob: _checked(json.loads(blob), key)) or {}
-    known = {s: _shipped_steps().get(key, {}).get(s, {}) | kept.get(s, {}) for s in _SEARCHABLE}
-    if trace is None:
-        if str(n) in known[sampler]: return known[sampler][str(n)]
-        there = f'there are those for {", ".join(known[sampler])}' if known[sampler] else 'there are none'
-        raise RequestError(f"no {n} steps were searched for {sampler} with this network, {there}: call steps_of(ck, {n}, {sampler!r}, teach(ck)) once")
-    if trace.key != key: raise RequestError('this trace is of another network: make one with teach(ck)')
+    if callable(sampler):
+        raise RequestError('searched steps are kept by the name of a sampler: for a step function of your own '
+                           'pass steps=search(trace, n, step)')
+    if trace is None: return searched(ck, n, sampler)
+    if trace.key != weights_key(ck): raise RequestError('this trace is of another network: make one with teach(ck)')
+    file, kept = kept_steps(trace.key)
     kept.setdefault(sampler, {})[str(n)] = found = search(trace, n, sampler)
-    to_cache(file, json.dumps(dict(key=key, steps=kept)).encode())
+    to_cache(file, json.dumps(dict(key=trace.key, steps=kept)).encode())
     return found
-
-def _checked(record, key):
-    "The steps in a record of these weights, or an exception"
-    if record['key'] == key: return record['steps']
-    raise ValueError('of other weights')
