@@ -7,6 +7,8 @@
     checks.py grid FOLDER                      the one PNG below FOLDER shows 8×8 pictures
     checks.py archives FOLDER                  wheel and sdist hold what is tracked, and are small
     checks.py rooms [FOLDER]                   imports of the package lead downward, never in a circle
+    checks.py order [--write]                  the guide and the sidebar of the site say the order of the folders
+    checks.py widths                           no long lines of code, no wide printed lines
 """
 import ast, base64, json, re, subprocess, sys, tarfile, zipfile
 from pathlib import Path
@@ -44,9 +46,6 @@ def stored():
         except UnicodeDecodeError: continue
         yield from (f'{f}: path of a machine: {m}' for m in MACHINE.findall(s))
     notebooks = tracked('nbs/*.ipynb')
-    guide = set(re.findall(r'\]\(([^)#]+\.ipynb)\)', Path('nbs/index.ipynb').read_text(encoding='utf-8'))) if 'nbs/index.ipynb' in notebooks else set()
-    there = {Path(f).name for f in notebooks} - {'index.ipynb'}
-    yield from (f'index.ipynb: its guide {w}: {n}' for w, s in (('lacks', there - guide), ('names a stranger', guide - there)) for n in sorted(s))
     yield from (f'tracked, but keeps notebooks from running: {f}' for f in tracked() if Path(f).name == '.notest')
     figures = []
     for f in notebooks:
@@ -59,6 +58,46 @@ def stored():
         figures += [(len(base64.b64decode(text(v)))/1000, f, i) for i, o in outputs for k, v in o.get('data', {}).items() if k in ('image/png', 'image/gif')]
     yield from (f'{f}: the figure of cell {i} has {kb:.0f} kB, {FIGURE_KB} allowed' for kb, f, i in figures if kb > FIGURE_KB)
     if figures: print(f'{len(notebooks)} notebooks, {len(figures)} figures, {sum(f[0] for f in figures):.0f} kB; the largest has {max(figures)[0]:.0f} kB ({max(figures)[1]})')
+
+SECTIONS = {
+    '1_sampler': 'The sampler', '2_networks': 'Networks', '3_sampling': 'Sampling', '4_pictures': 'Pictures',
+    '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground', '8_studies': 'Studies',
+    '9_basics': 'The ground floor'}
+
+def order(*args):
+    "Faults of the reading guide and the sidebar: both must have every notebook, in the order of folders and numbers"
+    there = sorted(str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb'))
+    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb']
+    for folder, title in SECTIONS.items():
+        lines += [f'      - section: {title}', '        contents:']
+        lines += [f'          - {f}' for f in there if f.startswith(f'{folder}/')]
+    want, file = '\n'.join(lines) + '\n', Path('nbs/sidebar.yml')
+    if '--write' in args: file.write_text(want, encoding='utf-8')
+    if not file.exists() or file.read_text(encoding='utf-8') != want:
+        yield 'nbs/sidebar.yml is not as the folders are: python3 .ci/checks.py order --write'
+    guide = [text(c['source']) for c in json.loads(Path('nbs/index.ipynb').read_text(encoding='utf-8'))['cells']]
+    rows = re.findall(r'^\| \[[^]]*\]\(([^)#]+\.ipynb)\) \|', '\n'.join(guide), re.M)
+    titles = [t for t in re.findall(r'^### (.+)$', '\n'.join(guide), re.M) if t in SECTIONS.values()]
+    if titles != [*SECTIONS.values()]: yield f'index.ipynb: sections of the guide are {titles}'
+    if rows != there:
+        yield from (f'index.ipynb: its guide lacks {f}' for f in there if f not in rows)
+        yield from (f'index.ipynb: its guide names a stranger, {f}' for f in rows if f not in there)
+        if sorted(rows) == there: yield 'index.ipynb: its guide has another order than the folders'
+    print(f'{len(there)} notebooks in {len(SECTIONS)} sections')
+
+CODE_WIDTH, OUTPUT_WIDTH = 100, 85
+
+def widths():
+    "Lines of code over 100 characters, and printed lines over 85, in the notebooks"
+    n = 0
+    for f in tracked('nbs/*.ipynb'):
+        for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells']:
+            if c['cell_type'] != 'code': continue
+            n += len(source := text(c['source']).splitlines())
+            yield from (f'{f}: cell {c.get("id")}: {len(l)} characters: {l.strip()[:60]}…' for l in source if len(l) > CODE_WIDTH)
+            shown = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in c['outputs'] if 'image/png' not in o.get('data', {})]
+            yield from (f'{f}: cell {c.get("id")} prints {len(l)} characters: {l[:60]}…' for o in shown for l in text(o).splitlines() if len(l) > OUTPUT_WIDTH)
+    print(f'{n} lines of code looked at')
 
 def grid(folder):
     "Faults of the grid of digits below `folder`"
@@ -121,7 +160,7 @@ def rooms(folder='ddpm_sampling'):
     print(f'{len({a for a, *_ in found})} modules with imports in {len(ROOMS)} rooms, {len(between)} arrows between rooms')
 
 if __name__ == '__main__':
-    checks = {'rooms': rooms, 'ran': ran, 'wants-data': wants_data, 'stored': stored, 'grid': grid, 'archives': archives}
+    checks = {'rooms': rooms, 'order': order, 'widths': widths, 'ran': ran, 'wants-data': wants_data, 'stored': stored, 'grid': grid, 'archives': archives}
     if sys.argv[1:2] == [] or sys.argv[1] not in checks: sys.exit(__doc__)
     faults = list(checks[sys.argv[1]](*sys.argv[2:]))
     print(*(f'WRONG: {f}' for f in faults), sep='\n', end='\n' if faults else '')
