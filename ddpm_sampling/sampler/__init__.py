@@ -2,4 +2,4 @@
 from importlib import import_module
 
 # These add methods to Schedule, GaussianMixture and Plan, which are there whatever else is imported.
-for module in 'plans', 'guidance', 'inpainting': import_module(f'{__name__}.{module}')
+for module in 'plans', 'guidance', 'inpainting', 'flow_maps': import_module(f'{__name__}.{module}')
