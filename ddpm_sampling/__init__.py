@@ -1,5 +1,7 @@
 __version__ = "0.2.0"
 
+from ._places import watch_for_old_names
+
 # Lazy: a name is imported from its module when it is first asked for,
 # so that `import ddpm_sampling` loads neither torch nor numpy.
 _home = {name: module for module, names in {
@@ -52,3 +54,5 @@ def __getattr__(name):
     return getattr(import_module(f'{__name__}.{_home[name]}'), name)
 
 def __dir__(): return sorted({*globals(), *__all__})
+
+watch_for_old_names()
