@@ -6,33 +6,36 @@
 __all__ = ['to_uint8', 'to_unit', 'shifted']
 
 # %% ../../nbs/9_basics/03_arrays.ipynb #19a8c9bd
-import torch
+import numpy as np, torch
+from torch import Tensor
 from .errors import RequestError
 
 # %% ../../nbs/9_basics/03_arrays.ipynb #0e0a1368
 def to_uint8(
-    x, # images or any other values, floats; clamped to [-1,1]
-): # the same shape and device, uint8
+    x:Tensor|np.ndarray, # images or any other values, floats; clamped to [-1,1]
+)->Tensor: # the same shape and device, uint8
     "The nearest of 256 levels: round((x + 1)·127.5), halves to even"
     x = torch.as_tensor(x)
-    if not x.is_floating_point(): raise RequestError(f'to_uint8 takes floats; these are {x.dtype} and need no rounding')
+    if not x.is_floating_point():
+        raise RequestError(f'to_uint8 takes floats; these are {x.dtype} and need no rounding')
     if bad := int(x.isnan().sum()):
-        raise RequestError(f'{bad} of {x.numel()} values are NaN: look for the fault in the network or its schedule')
+        raise RequestError(f'{bad} of {x.numel()} values are NaN: '
+                           'look for the fault in the network or its schedule')
     return x.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 # %% ../../nbs/9_basics/03_arrays.ipynb #6d43fb4d
 def to_unit(
-    x8, # grey levels, uint8, any shape
-): # float32 in [-1,1]
+    x8:Tensor, # grey levels, uint8, any shape
+)->Tensor: # float32 in [-1,1]
     "Grey levels as floats, the inverse of `to_uint8`"
     return x8.float()/127.5 - 1
 
 # %% ../../nbs/9_basics/03_arrays.ipynb #f5124124
 def shifted(
-    x,  # images, (b,c,h,w)
-    by, # largest shift, in pixels
-    g,  # torch.Generator
-): # (b,c,h,w)
+    x:Tensor,          # images, (b,c,h,w)
+    by:int,            # largest shift, in pixels
+    g:torch.Generator, # draws the shifts
+)->Tensor: # (b,c,h,w)
     "Each image moved by its own random whole number of pixels, around the edge"
     n, _, h, w = x.shape
     dy, dx = torch.randint(-by, by + 1, (2, n, 1), generator=g)

@@ -7,6 +7,7 @@ __all__ = ['RequestError', 'CheckpointError', 'nearest', 'whole_number']
 
 # %% ../../nbs/9_basics/00_errors.ipynb #9e6c34de
 import difflib, operator
+from collections.abc import Iterable
 
 # %% ../../nbs/9_basics/00_errors.ipynb #774f43d5
 class RequestError(ValueError):
@@ -18,8 +19,8 @@ class CheckpointError(ValueError):
 
 # %% ../../nbs/9_basics/00_errors.ipynb #cb2b445b
 def nearest(
-    name,  # what was asked for
-    known, # the names that there are
+    name:str,       # what was asked for
+    known:Iterable, # the names that there are
 )->str: # ', did you mean …?', or nothing where no name is near
     "A hint for a misspelt name"
     close = difflib.get_close_matches(str(name), list(known), 1)
@@ -27,10 +28,10 @@ def nearest(
 
 # %% ../../nbs/9_basics/00_errors.ipynb #bd5b1abe
 def whole_number(
-    v,         # what was given
-    what,      # its name, for the message
-    least,     # the smallest that is allowed
-    most=None, # and the largest; None: no bound
+    v:object,      # what was given
+    what:str,      # its name, for the message
+    least:int,     # the smallest that is allowed
+    most:int=None, # and the largest; None: no bound
 )->int:
     "A whole number from `least` to `most`, or a `RequestError`"
     try: i = operator.index(v)

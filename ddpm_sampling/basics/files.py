@@ -7,6 +7,7 @@ __all__ = ['whole_file', 'from_cache', 'to_cache', 'shipped']
 
 # %% ../../nbs/9_basics/01_files.ipynb #15e9adc7
 import hashlib, json, os, secrets, warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +16,8 @@ from .errors import CheckpointError
 # %% ../../nbs/9_basics/01_files.ipynb #6d9a4a5b
 @contextmanager
 def whole_file(
-    path, # where the file shall appear; its folders are made
-): # yields the temporary Path to write to, in the same folder
+    path:str|Path, # where the file shall appear; its folders are made
+)->Iterator: # for a with statement: the temporary Path to write to, in the same folder
     "A file that appears whole or not at all: renamed on success, removed on failure"
     path = Path(path)
     if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of a file')
@@ -26,42 +27,48 @@ def whole_file(
         yield part
         os.replace(part, path)
     except OSError as e:
-        if e.filename in (None, part, str(part)): e.filename = str(path)      # what the caller knows it by
+        if e.filename in (None, part, str(part)): e.filename = str(path)    # what the caller knows
         raise
     finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/9_basics/01_files.ipynb #45fbf427
-def _cache_file(name): return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'ddpm_sampling'/name
+def _cache_file(name):
+    "Where a kept result lies"
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
+    return Path(home)/'ddpm_sampling'/name
 
 def from_cache(
-    name, # of the file; it should tell what the content was made of
-    read, # makes something of the bytes, or raises an exception where they are damaged
-): # what `read` made; None: nothing was kept, or it is damaged
+    name:str,      # of the file; it should tell what the content was made of
+    read:Callable, # makes something of the bytes, or raises an exception where they are damaged
+)->object: # what read made; None: nothing was kept, or it is damaged
     "What an earlier run has kept"
     file = _cache_file(name)
     try: return read(file.read_bytes()) if file.exists() else None
     except Exception: warnings.warn(f'{file} is damaged, and is made again', stacklevel=3)
 
 def to_cache(
-    name, # of the file
-    data, # bytes
-):
+    name:str,   # of the file
+    data:bytes, # what to keep
+)->None:
     "Keep something for the next run, where the disk allows it"
     file = _cache_file(name)
     try:
         with whole_file(file) as part: part.write_bytes(data)
-    except OSError as e: warnings.warn(f'{file} is not kept for the next time: {e.strerror}', stacklevel=3)
+    except OSError as e:
+        warnings.warn(f'{file} is not kept for the next time: {e.strerror}', stacklevel=3)
 
 # %% ../../nbs/9_basics/01_files.ipynb #87026b30
 def shipped(
-    listing,   # a JSON file among the package's assets, with the keys file and sha256
-    part=None, # which record of a listing that has several
-): # (the bytes of the file, its record)
+    listing:str,   # a JSON file among the package's assets, with the keys file and sha256
+    part:str=None, # which record of a listing that has several
+)->tuple: # (the bytes of the file, its record)
     "A file that came with the library, as it was recorded"
     assets = files('ddpm_sampling')/'assets'
     record = json.loads((assets/listing).read_text(encoding='utf-8'))
     if part is not None: record = record[part]
     data = (assets/record['file']).read_bytes()
-    if (sha := hashlib.sha256(data).hexdigest()) != record['sha256']:
-        raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not {record['sha256'][:12]}… as recorded: install the package again")
+    sha = hashlib.sha256(data).hexdigest()
+    if sha != record['sha256']:
+        raise CheckpointError(f"{record['file']}: its SHA-256 is {sha[:12]}…, not "
+                              f"{record['sha256'][:12]}… as recorded: install the package again")
     return data, record

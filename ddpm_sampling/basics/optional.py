@@ -7,18 +7,21 @@ __all__ = ['load_torchvision']
 
 # %% ../../nbs/9_basics/04_optional.ipynb #c1da09a3
 import torch
+from types import ModuleType
 from .errors import RequestError
 
 # %% ../../nbs/9_basics/04_optional.ipynb #5d8a2958
-def load_torchvision():
+def load_torchvision()->ModuleType:
     "The module torchvision, also where its compiled part does not fit this torch"
     import sys
     try: import torchvision
-    except ImportError: raise RequestError('this needs torchvision: pip install torchvision') from None
+    except ImportError:
+        raise RequestError('this needs torchvision: pip install torchvision') from None
     except RuntimeError as e:
         if 'operator torchvision::nms does not exist' not in str(e): raise
-        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']: del sys.modules[name]
-        torch.library.define('torchvision::nms', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        torch.library.define('torchvision::qnms', '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']:
+            del sys.modules[name]
+        takes = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+        for name in ('nms', 'qnms'): torch.library.define(f'torchvision::{name}', takes)
         import torchvision
     return torchvision

@@ -11,8 +11,8 @@ def progress_bar(
     total:int,     # units of work to come
     unit:str,      # what they are called
     **look,        # further arguments of tqdm
-): # tqdm bar
+)->object: # a bar of tqdm
     "A bar that counts work"
     from tqdm import tqdm
-    off = None if progress is None else not progress                   # None lets tqdm ask for a terminal
+    off = None if progress is None else not progress             # None lets tqdm ask for a terminal
     return tqdm(total=total, disable=off, unit=unit, leave=False, dynamic_ncols=True, **look)

@@ -15,17 +15,31 @@ from .errors import RequestError, nearest
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "How to sample, as one immutable value; what is None was not said"
-    sampler: str|Callable = None   # ddpm, ddim, adams (best for few steps), ipndm, dpmpp, unipc or heun; None: ddpm; in Python also a step function
-    steps: int|Iterable = None     # how many, or a list of levels such as 1000,500,100; None: all for ddpm, 50 for others; in Python also a Plan
-    eta: float = None              # for ddim and adams, from 0, deterministic, to 1, ancestral; None: 0 for ddim, 1 for adams
-    variance: str|Callable = None  # for ddpm: posterior, beta, learned or analytic; None: posterior; in Python also a function row -> σ²
-    spacing: str = None            # how steps are spread: linspace, leading, trailing, quadratic, logsnr, karras or searched; None: linspace for ddpm and ddim, else trailing
-    clip: bool|float = None        # keep predictions of the image in [-1, 1]; None: yes; in Python also another bound
-    guide: Callable = None         # a function den -> den, such as partial(guided, guidance_fn=f, scale=2.); None: no guidance
-    precision: str = None          # of the network's weights and activations: float32 or bfloat16; None: as the network is
+    # ddpm, ddim, adams (best for few steps), ipndm, dpmpp, unipc
+    # or heun; None: ddpm; in Python also a step function
+    sampler: str|Callable = None
+    # how many, or a list of levels such as
+    # 1000,500,100; None: all for ddpm, 50 for others; in Python also a Plan
+    steps: int|Iterable = None
+    # for ddim and adams, from 0, deterministic,
+    # to 1, ancestral; None: 0 for ddim, 1 for adams
+    eta: float = None
+    # for ddpm: posterior, beta, learned
+    # or analytic; None: posterior; in Python also a function row -> σ²
+    variance: str|Callable = None
+    # how steps are spread: linspace, leading, trailing, quadratic, logsnr,
+    # karras or searched; None: linspace for ddpm and ddim, else trailing
+    spacing: str = None
+    # keep predictions of the image in [-1, 1]; None: yes; in Python also another bound
+    clip: bool|float = None
+    # a function den -> den, such as partial(guided, guidance_fn=f, scale=2.); None: no guidance
+    guide: Callable = None
+    # of the network's weights and activations: float32 or bfloat16; None: as the network is
+    precision: str = None
 
     def __post_init__(self):
-        if _is_list(self.steps) and not isinstance(self.steps, tuple): object.__setattr__(self, 'steps', tuple(self.steps))
+        listed = _is_list(self.steps) and not isinstance(self.steps, tuple)
+        if listed: object.__setattr__(self, 'steps', tuple(self.steps))
 
 def _is_list(steps): return isinstance(steps, Iterable) and not isinstance(steps, str)
 
@@ -36,7 +50,8 @@ def said(self:Recipe)->dict: # {setting: value}
     return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
 @patch
-def __repr__(self:Recipe): return f'Recipe({", ".join(f"{k}={v!r}" for k, v in self.said().items())})'
+def __repr__(self:Recipe):
+    return f'Recipe({", ".join(f"{k}={v!r}" for k, v in self.said().items())})'
 
 # %% ../../nbs/9_basics/06_recipes.ipynb #d5355959
 _NAMES = dict(ddpm='ancestral', ddim='DDIM', beta='β', posterior='β̃')
@@ -49,19 +64,22 @@ def _named(v):
 @patch
 def __str__(self:Recipe):
     "The words of a report"
-    words, count = [_named(self.sampler or 'ddpm')], len(self.steps) if _is_list(self.steps) else self.steps
+    words = [_named(self.sampler or 'ddpm')]
+    count = len(self.steps) if _is_list(self.steps) else self.steps
     if count is not None: words.append(f'{count} steps')
     if self.variance is not None: words.append(_named(self.variance))
     if self.eta: words.append(f'η = {self.eta:g}')
     if self.spacing: words.append(self.spacing)
     if self.clip is False: words.append('not clipped')
     elif self.clip not in (None, True, 1): words.append(f'clipped to ±{self.clip:g}')
-    return ', '.join(words + ['guided']*(self.guide is not None) + [self.precision]*bool(self.precision))
+    if self.guide is not None: words.append('guided')
+    if self.precision: words.append(self.precision)
+    return ', '.join(words)
 
 # %% ../../nbs/9_basics/06_recipes.ipynb #c548357d
 @patch
 def over(self:Recipe,
-    other:Recipe, # what counts where `self` is silent
+    other:Recipe # what counts where this one is silent
 )->Recipe:
     "This recipe, completed by another"
     return Recipe(**{**other.said(), **self.said()})
@@ -69,27 +87,30 @@ def over(self:Recipe,
 # %% ../../nbs/9_basics/06_recipes.ipynb #0f9e1650
 @patch
 def filled(self:Recipe,
-    usual:Recipe=None, # how the makers of the checkpoint sample it; None: nobody said
+    usual:Recipe=None # how the makers of the checkpoint sample it; None: nobody said
 )->Recipe: # with sampler and clip said, and all else that the makers say
     "This recipe where it speaks, then the makers of a checkpoint, then this library"
     theirs = usual or Recipe()
-    if self.sampler not in (None, theirs.sampler or self.sampler): theirs = Recipe(clip=theirs.clip, precision=theirs.precision)
+    other_sampler = self.sampler not in (None, theirs.sampler or self.sampler)
+    if other_sampler: theirs = Recipe(clip=theirs.clip, precision=theirs.precision)
     if self.spacing is not None: theirs = replace(theirs, steps=None)
     how = self.over(theirs).over(Recipe('ddpm', clip=True))
-    spread = self.spacing if _is_list(how.steps) or how.steps is None else how.spacing      # a list is its own spacing
-    return replace(how, spacing=spread)
+    own = _is_list(how.steps) or how.steps is None            # such steps are their own spacing
+    return replace(how, spacing=self.spacing) if own else how
 
 # %% ../../nbs/9_basics/06_recipes.ipynb #0b7c9739
 @patch(cls_method=True)
 def of(cls:Recipe,
-    how=None,   # a `Recipe` that the settings complete or overrule, or None
-    **settings, # fields of a recipe
+    how:Recipe=None, # a recipe that the settings complete or overrule, or None
+    **settings,      # fields of a recipe
 )->Recipe:
     "A recipe, or settings, or both; the settings win"
     known = [f.name for f in fields(cls)]
     if unknown := [k for k in settings if k not in known]:
-        raise RequestError(f'unknown setting {unknown[0]!r}{nearest(unknown[0], known)}; there are {", ".join(known)}')
+        raise RequestError(f'unknown setting {unknown[0]!r}{nearest(unknown[0], known)}; '
+                           f'there are {", ".join(known)}')
     if how is None: how = cls()
     if not isinstance(how, cls):
-        raise RequestError(f'how to sample is a Recipe, such as Recipe(steps=10), not {how!r}; a single setting goes by its name: steps=10')
+        raise RequestError(f'how to sample is a Recipe, such as Recipe(steps=10), not {how!r}; '
+                           'a single setting goes by its name: steps=10')
     return cls(**settings).over(how)

@@ -7,19 +7,22 @@ __all__ = ['ddim_step', 'encode', 'slerp']
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #6d9d1576
 import torch
-from .loop import sample_steps
-from .posteriors import posterior_var
+from collections.abc import Callable
+from torch import Tensor
 from ..basics.errors import RequestError
+from .loop import sample_steps
+from .plans import Plan, Row
+from .posteriors import posterior_var
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #c8deed09
 def ddim_step(
-    den,         # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    row,         # `Row`: from t to s
-    x,           # x_t, (b,…)
-    z,           # z() -> fresh noise like x; not called where σ = 0
-    memory=None, # not used: this step does not look back
-    eta=0.,      # scale of the fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
-): # (x_s, x0_hat, memory)
+    den:Callable,       # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    row:Row,            # from t to s
+    x:Tensor,           # x_t, (b,…)
+    z:Callable,         # z() -> fresh noise like x; not called where σ = 0
+    memory:object=None, # not used: this step does not look back
+    eta:float=0.,       # scale of the fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
+)->tuple: # (x_s, x0_hat, memory)
     "One step of DDIM (Song et al. 2021a, eq. 12 and 16), between any two levels"
     x0_hat, eps_hat, _ = den(x, row.t, row.abar_t)
     var = _checked(eta)**2*posterior_var(row.abar_t, row.abar_s) if eta else 0.
@@ -29,17 +32,18 @@ def ddim_step(
 # %% ../../nbs/1_sampler/06_ddim.ipynb #c75b2b0f
 def _checked(eta):
     "`eta`, or a `RequestError`: beyond 1 the radicand 1 − ᾱ_s − σ² may turn negative"
-    if not 0 <= eta <= 1: raise RequestError(f'eta must lie in [0, 1] (0: deterministic, 1: ancestral), not {eta}')
-    return eta
+    if 0 <= eta <= 1: return eta
+    raise RequestError(f'eta must lie in [0, 1] (0: deterministic, 1: ancestral), not {eta}')
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #eb6c0708
 def encode(
-    den,  # den(x, t, abar), without clipping
-    plan, # `Plan` down to clean data, as for sampling
-    x0,   # clean images, (b,…)
-): # x_T, like x0
+    den:Callable, # den(x, t, abar), without clipping
+    plan:Plan,    # down to clean data, as for sampling
+    x0:Tensor,    # clean images, (b,…)
+)->Tensor: # x_T, like x0
     "The noise from which DDIM with η = 0 leads to x0 (Song et al. 2021a, section 4.3)"
-    up = plan.backwards(); first = up[0]
+    up = plan.backwards()
+    first = up[0]
     def asked_above_0(x, t, abar):
         if t > 0: return den(x, t, abar)
         return x, *den(first.abar_s**.5*x, first.s, first.abar_s)[1:]
@@ -48,13 +52,14 @@ def encode(
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #a3450bb4
 def slerp(
-    a, # noises, (b,…)
-    b, # noises, like a
-    w, # how far from a to b, in [0,1]
-): # like a
+    a:Tensor, # noises, (b,…)
+    b:Tensor, # noises, like a
+    w:float,  # how far from a to b, in [0,1]
+)->Tensor: # like a
     "Spherical interpolation, image by image (Shoemake 1985)"
     flat = lambda u: u.flatten(1).double()
     cos = torch.cosine_similarity(flat(a), flat(b)).clamp(-1, 1).view(-1, *[1]*(a.ndim - 1))
     theta = cos.arccos()
-    wa, wb = (torch.where(theta > 1e-6, (u*theta).sin()/theta.sin(), u) for u in (1 - w, w))   # (nearly) parallel: a line
+    part = lambda u: torch.where(theta > 1e-6, (u*theta).sin()/theta.sin(), u)    # parallel: a line
+    wa, wb = part(1 - w), part(w)
     return (wa*a + wb*b).to(a.dtype)

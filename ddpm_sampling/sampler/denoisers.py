@@ -7,16 +7,19 @@ __all__ = ['x0_and_eps', 'clipped', 'denoiser', 'GaussianMixture']
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #30052020
 import math, torch
+from collections.abc import Callable
+from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError
+from .schedules import Schedule
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #1fa47b42
 def x0_and_eps(
-    out,      # what the network predicts, like x
-    x,        # x_t, any shape
-    abar,     # ᾱ_t, in [0,1]
-    predicts, # 'eps', 'x0' or 'v'
-): # (x0_hat, eps_hat), like x
+    out:Tensor,   # what the network predicts, like x
+    x:Tensor,     # x_t, any shape
+    abar:float,   # ᾱ_t, in [0,1]
+    predicts:str, # 'eps', 'x0' or 'v'
+)->tuple: # (x0_hat, eps_hat), like x
     "The pair that describes x_t, from any of the three predictions (Salimans & Ho 2022, section 4)"
     a, b = abar**.5, (1 - abar)**.5                     # weights of signal and noise in x_t
     if predicts == 'eps': return (x - b*out)/a, out
@@ -26,23 +29,23 @@ def x0_and_eps(
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #f6e34647
 def clipped(
-    x0_hat, # predicted clean data, like x
-    x,      # x_t, any shape
-    abar,   # ᾱ_t, in [0,1)
-    bound,  # largest magnitude that data has, for images 1
-): # (x0_hat, eps_hat), like x
+    x0_hat:Tensor, # predicted clean data, like x
+    x:Tensor,      # x_t, any shape
+    abar:float,    # ᾱ_t, in [0,1)
+    bound:float,   # largest magnitude that data has, for images 1
+)->tuple: # (x0_hat, eps_hat), like x
     "x̂₀ clamped to ±bound, and the ε̂ that then explains x_t"
     x0_hat = x0_hat.clamp(-bound, bound)
     return x0_hat, (x - abar**.5*x0_hat)/(1 - abar)**.5
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #63256f77
 def denoiser(
-    net,            # network: net(x (b,…), index (b,) in 0…T−1) -> (b,…), or twice as many channels
-    sched,          # `Schedule` that it was trained with
-    predicts='eps', # what it predicts: 'eps', 'x0' or 'v'
-    clip=None,      # bound of |x̂₀| (images: 1.), or None: as computed
-): # den(x, t, abar) -> (x0_hat, eps_hat, frac or None); t: an int in 1…T
-    "What samplers ask of a network: the pair (x̂₀, ε̂) that describes x_t, and frac where variances are learned"
+    net:Callable,       # net(x (b,…), index (b,) in 0…T−1) -> (b,…), or twice as many channels
+    sched:Schedule,     # the schedule that it was trained with
+    predicts:str='eps', # what it predicts: 'eps', 'x0' or 'v'
+    clip:float=None,    # bound of |x̂₀| (images: 1.), or None: as computed
+)->Callable: # den(x, t, abar) -> (x0_hat, eps_hat, frac or None); t: an int in 1…T
+    "What samplers ask of a network: the pair (x̂₀, ε̂) that describes x_t, and frac if learned"
     _check(sched, predicts)
     def den(x, t, abar):
         out, frac = net(x, torch.full((len(x),), t - 1, device=x.device)).to(x.dtype), None
@@ -57,85 +60,96 @@ def denoiser(
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #0ad2137e
 def _check(sched, predicts):
     "Refuse what cannot be sampled, before the first evaluation"
-    if predicts not in ('eps', 'x0', 'v'): raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
+    if predicts not in ('eps', 'x0', 'v'):
+        raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
     if predicts == 'eps' and sched.abar[-1] == 0:
-        raise RequestError('abar_T is 0: at t = T an eps-network says nothing about x0; such a schedule needs an x0- or v-network')
+        raise RequestError('abar_T is 0: at t = T an eps-network says nothing about x0; '
+                           'such a schedule needs an x0- or v-network')
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #e51f50c7
 class GaussianMixture:
     "Data whose ideal denoiser is known in closed form; itself a `den(x, t, abar)`"
     def __init__(self,
-        weights, # (K,), positive; normalised here
-        means,   # (K,d)
-        covs,    # (K,) variances of round components, or (K,d,d) covariances
+        weights:list|Tensor, # (K,), positive; normalised here
+        means:list|Tensor,   # (K,d)
+        covs:list|Tensor,    # (K,) variances of round components, or (K,d,d) covariances
     ):
         w, m, S = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covs))
         if m.ndim != 2 or len(w) != len(m) or S.shape not in (m.shape[:1], (*m.shape, m.shape[1])):
-            raise RequestError(f'weights (K,), means (K,d) and covs (K,) or (K,d,d) are needed, not {tuple(w.shape)}, {tuple(m.shape)}, {tuple(S.shape)}')
+            raise RequestError('weights (K,), means (K,d) and covs (K,) or (K,d,d) are needed, '
+                               f'not {tuple(w.shape)}, {tuple(m.shape)}, {tuple(S.shape)}')
         self.weights, self.means = w/w.sum(), m
-        self.lam, self.basis = (S[:, None].expand_as(m), None) if S.ndim == 1 else torch.linalg.eigh(S)
+        if S.ndim == 1: self.lam, self.basis = S[:, None].expand_as(m), None
+        else: self.lam, self.basis = torch.linalg.eigh(S)
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #050a1223
 @patch
 def _parts(self:GaussianMixture, x, abar):
-    "For x (b,…): coordinates of x − √ᾱ m in each eigenbasis, eigenvalues of each C, log of weight times density"
-    y = x.reshape(len(x), 1, -1).double() - abar**.5*self.means                          # (b,K,d)
+    "x − √ᾱ m in each eigenbasis, eigenvalues of each C, log of weight times density"
+    y = x.reshape(len(x), 1, -1).double() - abar**.5*self.means                     # (b,K,d)
     if self.basis is not None: y = torch.einsum('bkd,kde->bke', y, self.basis)
-    c = abar*self.lam + 1 - abar                                                          # (K,d)
-    logp = self.weights.log() - .5*(y**2/c + (2*math.pi*c).log()).sum(-1)                 # (b,K)
+    c = abar*self.lam + 1 - abar                                                    # (K,d)
+    logp = self.weights.log() - .5*(y**2/c + (2*math.pi*c).log()).sum(-1)           # (b,K)
     return y, c, logp
 
 @patch
+def _back(self:GaussianMixture, u):
+    "From the eigenbases, (b,K,d)"
+    return u if self.basis is None else torch.einsum('bke,kde->bkd', u, self.basis)
+
+@patch
 def __call__(self:GaussianMixture,
-    x,    # x_t, (b,…) with d entries each
-    t,    # ignored: the noise level is ᾱ
-    abar, # ᾱ_t, in [0,1]
-): # (x0_hat, eps_hat, None), like x
+    x:Tensor,   # x_t, (b,…) with d entries each
+    t:int,      # ignored: the noise level is ᾱ
+    abar:float, # ᾱ_t, in [0,1]
+)->tuple: # (x0_hat, eps_hat, None), like x
     "E[x₀ | x_t] and the ε̂ that goes with it (Tweedie's formula)"
     y, c, logp = self._parts(x, abar)
-    r = logp.softmax(-1)[..., None]                                                       # (b,K,1)
-    back = (lambda u: u) if self.basis is None else (lambda u: torch.einsum('bke,kde->bkd', u, self.basis))
-    x0_hat = (r*(self.means + back(abar**.5*self.lam/c*y))).sum(1)
-    eps_hat = (1 - abar)**.5*(r*back(y/c)).sum(1)
+    r = logp.softmax(-1)[..., None]                                                 # (b,K,1)
+    x0_hat = (r*(self.means + self._back(abar**.5*self.lam/c*y))).sum(1)
+    eps_hat = (1 - abar)**.5*(r*self._back(y/c)).sum(1)
     return *(u.reshape(x.shape).to(x.dtype) for u in (x0_hat, eps_hat)), None
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #1a0fcfcd
 @patch
 def log_prob(self:GaussianMixture,
-    x,       # points, (b,…) with d entries each
-    abar=1., # noise level ᾱ, in [0,1]; 1: the data itself
-): # (b,), float64
+    x:Tensor,      # points, (b,…) with d entries each
+    abar:float=1., # noise level ᾱ, in [0,1]; 1: the data itself
+)->Tensor: # (b,), float64
     "log p(x_t), in nats"
     return self._parts(x, abar)[2].logsumexp(-1)
 
 @patch
 def draw(self:GaussianMixture,
-    n,     # how many points
-    seed=0 # of torch's generator
-): # (n,d), float64
+    n:int,      # how many points
+    seed:int=0, # of torch's generator
+)->Tensor: # (n,d), float64
     "n points of the data"
     g = torch.Generator().manual_seed(seed)
     k = torch.multinomial(self.weights, n, replacement=True, generator=g)
     z = self.lam[k]**.5*torch.randn(n, self.means.shape[1], generator=g, dtype=torch.float64)
-    return self.means[k] + (z if self.basis is None else torch.einsum('ne,nde->nd', z, self.basis[k]))
+    if self.basis is not None: z = torch.einsum('ne,nde->nd', z, self.basis[k])
+    return self.means[k] + z
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #455664fc
 @patch
 def component(self:GaussianMixture,
-    x # points, (b,…) with d entries each
-): # (b,), the number of the component that each most probably came from
+    x:Tensor # points, (b,…) with d entries each
+)->Tensor: # (b,), the number of the component that each most probably came from
     "Sort points into the clusters of the data"
     return self._parts(x, 1.)[2].argmax(-1)
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #76102524
 @patch
 def network(self:GaussianMixture,
-    sched,          # `Schedule` whose levels the index counts
-    predicts='eps', # 'eps', 'x0' or 'v'
-): # net(x, index (b,) in 0…T−1), all entries of index equal
+    sched:Schedule,     # the schedule whose levels the index counts
+    predicts:str='eps', # 'eps', 'x0' or 'v'
+)->Callable: # net(x, index (b,) in 0…T−1), all entries of index equal
     "The ideal network of this data, as training would leave it"
     def net(x, index):
         abar = sched.abar[int(index[0]) + 1]
         x0_hat, eps_hat, _ = self(x, None, abar)
-        return dict(eps=eps_hat, x0=x0_hat, v=abar**.5*eps_hat - (1 - abar)**.5*x0_hat)[predicts]
+        if predicts == 'eps': return eps_hat
+        if predicts == 'x0':  return x0_hat
+        return abar**.5*eps_hat - (1 - abar)**.5*x0_hat
     return net

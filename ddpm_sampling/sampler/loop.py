@@ -7,35 +7,43 @@ __all__ = ['step_var', 'ddpm_step', 'State', 'sample_steps', 'keyed_noise', 'pro
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #3245d756
 import numpy as np, torch
-
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
-from .posteriors import beta_var, learned_var, posterior, posterior_var
+from torch import Tensor
 from ..basics.errors import RequestError
+from .plans import Plan, Row
+from .posteriors import beta_var, learned_var, posterior, posterior_var
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #236fa18e
 def step_var(
-    row,    # `Row`: the step's two ends
-    kind,   # 'posterior' (σ² = β̃), 'beta' (σ² = β), 'learned', or a function row -> σ²
-    frac=None, # for 'learned': the network's interpolation weights
-): # σ², a float, or for 'learned' a tensor like frac
+    row:Row,           # the step's two ends
+    kind:str|Callable, # posterior (σ² = β̃), beta (σ² = β), learned, or a function row -> σ²
+    frac:Tensor=None,  # for learned: the network's interpolation weights
+)->float|Tensor: # σ²; a tensor like frac for learned
     "Variance of an ancestral step"
     if row.abar_s == 1: return 0.
     if callable(kind): return kind(row)
     if kind == 'posterior': return posterior_var(row.abar_t, row.abar_s)
     if kind == 'beta': return beta_var(row.abar_t, row.abar_s)
-    if kind != 'learned': raise RequestError(f"variance must be 'posterior', 'beta' or 'learned', not {kind!r}")
-    if frac is None: raise RequestError("variance 'learned' needs a network with twice as many output channels; use 'posterior' or 'beta'")
-    return learned_var(frac, row.abar_t, row.abar_s)
+    if kind == 'learned': return learned_var(_given(frac), row.abar_t, row.abar_s)
+    raise RequestError(f"variance must be 'posterior', 'beta' or 'learned', not {kind!r}")
+
+# %% ../../nbs/1_sampler/04_loop.ipynb #4100b003
+def _given(frac):
+    "`frac`, or a `RequestError` where a network learned no variance"
+    if frac is not None: return frac
+    raise RequestError("variance 'learned' needs a network with twice as many output channels; "
+                       "use 'posterior' or 'beta'")
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #34757d9e
 def ddpm_step(
-    den,             # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    row,             # `Row`: from t to s
-    x,               # x_t, (b,…)
-    z,               # z() -> fresh noise like x
-    memory=None,     # not used: this step does not look back
-    var='posterior', # kind of variance, see `step_var`
-): # (x_s, x0_hat, memory)
+    den:Callable,                # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    row:Row,                     # from t to s
+    x:Tensor,                    # x_t, (b,…)
+    z:Callable,                  # z() -> fresh noise like x
+    memory:object=None,          # not used: this step does not look back
+    var:str|Callable='posterior' # kind of variance, as in step_var
+)->tuple: # (x_s, x0_hat, memory)
     "One ancestral step (Ho et al. 2020, algorithm 2), between any two levels"
     x0_hat, _, frac = den(x, row.t, row.abar_t)
     mean, _ = posterior(x0_hat, x, row.abar_t, row.abar_s)
@@ -46,18 +54,18 @@ def ddpm_step(
 class State(NamedTuple):
     "What a sampler knows at one level"
     t: int                # level, T…0
-    x: torch.Tensor       # x_t, (b,…)
-    x0_hat: torch.Tensor  # the prediction of x₀ from that x_t, (b,…)
+    x: Tensor             # x_t, (b,…)
+    x0_hat: Tensor        # the prediction of x₀ from that x_t, (b,…)
     nfe: int              # network evaluations so far
 
 @torch.no_grad()
 def sample_steps(
-    den,   # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    plan,  # `Plan`, n rows
-    x,     # the state at the start of the plan, usually x_T, (b,…)
-    step,  # step(den, row, x, z, memory) -> (x_s, x0_hat, memory)
-    noise=None, # noise(t, visit) -> fresh noise like x; None where the step draws none
-): # a generator of n + 1 `State`s
+    den:Callable,        # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    plan:Plan,           # n rows
+    x:Tensor,            # the state at the start of the plan, usually x_T, (b,…)
+    step:Callable,       # step(den, row, x, z, memory) -> (x_s, x0_hat, memory)
+    noise:Callable=None, # noise(t, visit) -> fresh noise like x; None where the step draws none
+)->Iterator: # n + 1 States
     "Every sampler of this library (Ho et al. 2020, algorithm 2, for any plan and any step)"
     nfe, memory = 0, None
     def counted(*args):
@@ -72,29 +80,30 @@ def sample_steps(
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #7ae3e217
 def keyed_noise(
-    seed,    # 0 … 2⁶⁴ − 1
-    idx,     # numbers of the images, each ≥ 0
-    shape,   # shape of one image
-    t=0,     # level of the step that asks; 0: the starting noise x_T
-    visit=0, # how many earlier rows of the plan started at t
-): # (len(idx), *shape), float32, on the CPU
+    seed:int,    # 0 … 2⁶⁴ − 1
+    idx:list,    # numbers of the images, each ≥ 0
+    shape:tuple, # shape of one image
+    t:int=0,     # level of the step that asks; 0: the starting noise x_T
+    visit:int=0, # how many earlier rows of the plan started at t
+)->Tensor: # (len(idx), *shape), float32, on the CPU
     "Standard normals as a function of (seed, image, t, visit): Philox 4×64, one stream per key"
+    key = np.array([seed, 0], np.uint64)
     z = np.empty((len(idx), *shape), np.float32)
     for row, i in zip(z, idx):
-        philox = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=np.array([0, visit, t, i], np.uint64))
+        philox = np.random.Philox(key=key, counter=np.array([0, visit, t, i], np.uint64))
         np.random.Generator(philox).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(z)
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #2471a86c
 def propagate(
-    den,     # an affine denoiser of one number: a `GaussianMixture` with K = d = 1
-    plan,    # `Plan`
-    step,    # any step without a memory
-    mean=0., # of the state at the start
-    var=1.,  # of the state at the start
-): # (mean, variance) at the end of the plan, floats
+    den:Callable,  # an affine denoiser of one number: a GaussianMixture with K = d = 1
+    plan:Plan,     # any
+    step:Callable, # any step without a memory
+    mean:float=0., # of the state at the start
+    var:float=1.,  # of the state at the start
+)->tuple: # (mean, variance) at the end of the plan, floats
     "Moments of what a sampler makes of Gaussian data, in closed form"
-    x, z = torch.tensor([[0.], [1.], [0.]], dtype=torch.float64), torch.tensor([[0.], [0.], [1.]], dtype=torch.float64)
+    x, z = torch.tensor([[[0.], [1.], [0.]], [[0.], [0.], [1.]]], dtype=torch.float64)
     for row in plan:
         b, ab, bs = step(den, row, x, lambda: z)[0].flatten().tolist()
         mean, var = (ab - b)*mean + b, (ab - b)**2*var + (bs - b)**2

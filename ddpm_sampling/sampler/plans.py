@@ -8,6 +8,7 @@ __all__ = ['SPACINGS', 'Row', 'Plan', 'even_in', 'distinct']
 # %% ../../nbs/1_sampler/05_plans.ipynb #29a23abf
 import hashlib, warnings
 import numpy as np
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 from fastcore.basics import patch
@@ -21,18 +22,20 @@ class Row(NamedTuple):
     s: int         # where it ends
     abar_t: float  # ᾱ_t, in [0,1]
     abar_s: float  # ᾱ_s, in [0,1]
-    visit: int = 0 # how many earlier rows of the plan start at the same t: part of the key of the row's noise
+    visit: int = 0 # how many earlier rows of the plan start at the same t: part of the noise's key
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #1f87af42
 class Plan(tuple):
     "Rows in the order of sampling, each starting where the one before it ended"
     def __new__(cls,
-        rows # `Row`s that join, at least one
+        rows:Iterable # of Rows that join, at least one
     ):
         plan = super().__new__(cls, rows)
         if not plan: raise RequestError('a plan needs at least one row')
         for a, b in pairwise(plan):
-            if (a.s, a.abar_s) != (b.t, b.abar_t): raise RequestError(f'rows must join: one ends at t = {a.s}, the next starts at t = {b.t}')
+            if (a.s, a.abar_s) != (b.t, b.abar_t):
+                ends = f'one ends at t = {a.s}, the next starts at t = {b.t}'
+                raise RequestError(f'rows must join: {ends}')
         return plan
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #5bc0a31f
@@ -51,8 +54,8 @@ def __getitem__(self:Plan, i):
     return Plan(rows) if isinstance(i, slice) and rows else rows
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #81a8cb5b
-SPACINGS = dict(                                                       # (schedule, n) -> n increasing reals in [1, T]
-    linspace  = lambda sched, n: np.linspace(sched.T, 1, n)[::-1],      # from above, so that one level is T
+SPACINGS = dict(                                        # (schedule, n) -> n increasing reals in 1…T
+    linspace  = lambda sched, n: np.linspace(sched.T, 1, n)[::-1],    # from above: one level is T
     leading   = lambda sched, n: 1. + np.arange(n)*(sched.T//n),
     trailing  = lambda sched, n: sched.T - np.arange(n)[::-1]*(sched.T/n),
     quadratic = lambda sched, n: 1 + (sched.T - 1)*np.linspace(1, 0, n)[::-1]**2,
@@ -62,32 +65,32 @@ SPACINGS = dict(                                                       # (schedu
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #64c9a490
 def even_in(
-    sched, # `Schedule`
-    n,     # how many levels, 1…T
-    f,     # increasing function of σ̄ = √((1−ᾱ)/ᾱ)
-): # (n,) increasing reals in [1,T], the last of them T
+    sched:Schedule, # says where in t a noise level lies
+    n:int,          # how many levels, 1…T
+    f:Callable,     # increasing function of σ̄ = √((1−ᾱ)/ᾱ)
+)->np.ndarray: # (n,) increasing reals in [1,T], the last of them T
     "Levels t at which f(σ̄) takes evenly spaced values"
-    u = f(np.maximum(sched.snr[1:], 4e-5)**-.5)                        # σ̄ = snr^−½, no more than 158
+    u = f(np.maximum(sched.snr[1:], 4e-5)**-.5)                     # σ̄ = snr^−½, no more than 158
     t = np.interp(np.linspace(u[0], u[-1], n), u, np.arange(1, sched.T + 1))
     return np.append(t[:-1], sched.T)
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #78664245
 def distinct(
-    levels, # increasing reals in [1,T], (n,) with n ≤ T
-    T,      # highest level
-): # (n,) strictly increasing integers in 1…T
+    levels:list|np.ndarray, # increasing reals in [1,T], (n,) with n ≤ T
+    T:int,                  # highest level
+)->np.ndarray: # (n,) strictly increasing integers in 1…T
     "The levels rounded to integers, no two alike"
     k = np.arange(len(levels))
     t = np.floor(np.asarray(levels) + .5).astype(int)
-    t = np.maximum.accumulate(t - k) + k                            # at least 1 above the one before
-    return np.minimum(t, T - k[::-1])                               # and room for those above
+    t = np.maximum.accumulate(t - k) + k                         # at least 1 above the one before
+    return np.minimum(t, T - k[::-1])                            # and room for those above
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #fe7cc4ec
 @patch
 def plan(self:Schedule,
-    steps=None,         # how many rows, 1…T; None: T; or a strictly decreasing list of levels from 1…T
-    spacing='linspace', # a name from `SPACINGS`; not used where `steps` is a list or None
-): # Plan
+    steps:int|list=None,    # how many rows; None: T; or a strictly decreasing list of levels, 1…T
+    spacing:str='linspace', # a name from SPACINGS; not used where steps is a list or None
+)->Plan:
     "The levels to visit, as rows down to clean data"
     levels = _explicit(steps, self.T) if np.ndim(steps) else _spaced(steps, spacing, self)
     ts = [*map(int, levels), 0]
@@ -97,38 +100,52 @@ def plan(self:Schedule,
 def _explicit(steps, T):
     "An explicit list of levels, checked"
     t = np.asarray(steps)
-    if t.ndim != 1 or not len(t) or (t != t.astype(int)).any() or t.max() > T or t.min() < 1 or (np.diff(t) >= 0).any():
-        raise RequestError(f'a list of steps must be strictly decreasing whole numbers from {T} down to 1, not {str(list(steps))[:80]}')
+    whole = t.ndim == 1 and len(t) and (t == t.astype(int)).all()
+    if not whole or t.max() > T or t.min() < 1 or (np.diff(t) >= 0).any():
+        raise RequestError(f'a list of steps must be strictly decreasing whole numbers from {T} '
+                           f'down to 1, not {str(list(steps))[:80]}')
     return t.astype(int)
 
 def _spaced(n, spacing, sched):
     "`n` levels by a named spacing, decreasing"
     T = sched.T
     if n is None: return np.arange(T, 0, -1)
-    if spacing not in SPACINGS: raise RequestError(f'unknown spacing {spacing!r}{nearest(spacing, SPACINGS)}; there are {", ".join(SPACINGS)}')
-    if isinstance(n, bool) or int(n) != n or not 1 <= n <= T: raise RequestError(f'steps must be a whole number from 1 to {T} (the T of this schedule), not {n!r}')
+    if spacing not in SPACINGS:
+        raise RequestError(f'unknown spacing {spacing!r}{nearest(spacing, SPACINGS)}; '
+                           f'there are {", ".join(SPACINGS)}')
+    if isinstance(n, bool) or int(n) != n or not 1 <= n <= T:
+        raise RequestError(f'steps must be a whole number from 1 to {T} (the T of this schedule), '
+                           f'not {n!r}')
     t = distinct(SPACINGS[spacing](sched, int(n)), T)[::-1]
-    if t[0] < T: warnings.warn(f'{spacing} spacing starts at t = {t[0]}, not at T = {T}: there the image still has {sched.abar[t[0]]**.5:.3f} of its '
-                               f'amplitude, and pure noise is put in its place; linspace and trailing start at T', stacklevel=3)
+    if t[0] < T:
+        left = f'{sched.abar[t[0]]**.5:.3f} of its amplitude'
+        warnings.warn(f'{spacing} spacing starts at t = {t[0]}, not at T = {T}: there the image '
+                      f'still has {left}, and pure noise is put in its place; '
+                      'linspace and trailing start at T', stacklevel=3)
     return t
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #b4948b82
+def _line(row):
+    "A row of the table"
+    ends = f'{row.t:6d} {row.s:6d}   {row.abar_t:<11.6g} {row.abar_s:<11.6g}'
+    return ends + (f' visit {row.visit}' if row.visit else '')
+
 @patch
 def __repr__(self:Plan):
     "A table of the rows"
-    show = lambda r: f'{r.t:6d} {r.s:6d}   {r.abar_t:<11.6g} {r.abar_s:<11.6g}' + (f' visit {r.visit}' if r.visit else '')
-    rows = [show(r) for r in self]
+    rows = [_line(r) for r in self]
     if len(rows) > 9: rows[4:-3] = ['   ⋮      ⋮']
-    return '\n'.join([f'plan of {len(self)} steps, key {self.key}', '     t      s   abar_t      abar_s', *rows])
+    head = f'plan of {len(self)} steps, key {self.key}', '     t      s   abar_t      abar_s'
+    return '\n'.join([*head, *rows])
 
 @patch(as_prop=True)
-def key(self:Plan):
+def key(self:Plan)->str:
     "Ten hexadecimal digits that name these rows, for reports"
     return hashlib.sha256(repr([tuple(r) for r in self]).encode()).hexdigest()[:10]
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #d3604206
 @patch
-def backwards(self:Plan): # Plan
+def backwards(self:Plan)->Plan:
     "The same levels in the opposite order"
     ends = [(r.s, r.abar_s) for r in reversed(self)] + [(self[0].t, self[0].abar_t)]
     return _rows(*zip(*ends))
@@ -136,8 +153,8 @@ def backwards(self:Plan): # Plan
 # %% ../../nbs/1_sampler/05_plans.ipynb #70cdc572
 @patch(cls_method=True)
 def from_abar(cls:Plan,
-    abars # (n+1,), strictly increasing in [0,1]: the noise levels from the start of sampling to its end
-): # Plan
+    abars:list|np.ndarray # (n+1,), strictly increasing in [0,1], from start to end of sampling
+)->Plan:
     "n rows through given noise levels, numbered n…0"
     a = np.asarray(abars, dtype=np.float64)
     if a.ndim != 1 or len(a) < 2 or a[0] < 0 or a[-1] > 1 or (np.diff(a) <= 0).any():

@@ -7,42 +7,44 @@ __all__ = ['beta_var', 'posterior_var', 'posterior', 'learned_var']
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #f7650b23
 import math, torch
+from torch import Tensor
 from ..basics.errors import RequestError
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #cd187ab7
 def beta_var(
-    abar_t, # ᾱ_t, in [0,1)
-    abar_s, # ᾱ_s, in (ᾱ_t,1]
-): # β of the jump, in (0,1]
+    abar_t:float, # ᾱ_t, in [0,1)
+    abar_s:float, # ᾱ_s, in (ᾱ_t,1]
+)->float: # β of the jump, in (0,1]
     "σ² = β, the noise that the forward process adds between s and t"
     return 1 - abar_t/abar_s
 
 def posterior_var(
-    abar_t, # ᾱ_t, in [0,1)
-    abar_s, # ᾱ_s, in (ᾱ_t,1]
-): # β̃ of the jump, in [0,β)
+    abar_t:float, # ᾱ_t, in [0,1)
+    abar_s:float, # ᾱ_s, in (ᾱ_t,1]
+)->float: # β̃ of the jump, in [0,β)
     "σ² = β̃, the variance of q(x_s | x_t, x_0) (Ho et al. 2020, eq. 7)"
     return (1 - abar_s)/(1 - abar_t)*beta_var(abar_t, abar_s)
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #a26d7bc6
 def posterior(
-    x0,     # clean data, any shape
-    xt,     # state at t, like x0
-    abar_t, # ᾱ_t, in [0,1)
-    abar_s, # ᾱ_s, in (ᾱ_t,1]
-): # (mean of x_s, like x0; its variance, a float)
-    "q(x_s | x_t, x_0) for any s < t (Ho et al. 2020, eq. 6-7)"
+    x0:Tensor,    # clean data, any shape
+    xt:Tensor,    # state at t, like x0
+    abar_t:float, # ᾱ_t, in [0,1)
+    abar_s:float, # ᾱ_s, in (ᾱ_t,1]
+)->tuple: # (mean of x_s, like x0; its variance, a float)
+    "The posterior q(x_s | x_t, x_0) for any s < t (Ho et al. 2020, eq. 6-7)"
     a = abar_t/abar_s
     c0, ct = abar_s**.5*((1 - a)/(1 - abar_t)), a**.5*(1 - abar_s)/(1 - abar_t)
     return c0*x0 + ct*xt, posterior_var(abar_t, abar_s)
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #ba1503e7
 def learned_var(
-    frac,   # the network's weights: 0 gives β̃, 1 gives β; any shape
-    abar_t, # ᾱ_t, in [0,1)
-    abar_s, # ᾱ_s, in (ᾱ_t,1): not clean data, where the variance is 0
-): # σ², like frac
+    frac:Tensor,  # the network's weights: 0 gives β̃, 1 gives β; any shape
+    abar_t:float, # ᾱ_t, in [0,1)
+    abar_s:float, # ᾱ_s, in (ᾱ_t,1): not clean data, where the variance is 0
+)->Tensor: # σ², like frac
     "Log-space interpolation between β̃ and β (Nichol & Dhariwal 2021, eq. 15)"
-    if abar_s == 1: raise RequestError('a step that ends in clean data has variance 0: there is nothing to interpolate')
+    if abar_s == 1:
+        raise RequestError('a step that ends in clean data has variance 0: nothing to interpolate')
     log_b, log_bt = math.log(beta_var(abar_t, abar_s)), math.log(posterior_var(abar_t, abar_s))
     return torch.exp(frac*log_b + (1 - frac)*log_bt)

@@ -7,59 +7,65 @@ __all__ = ['Schedule', 'noisy']
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #720fc737
 import numpy as np, torch
+from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #d933d296
 class Schedule:
-    "The noise levels t = 0…T of a trained diffusion model (Ho et al. 2020, eq. 4): immutable, in float64"
+    "The noise levels t = 0…T of a trained model (Ho et al. 2020, eq. 4): immutable, float64"
     def __init__(self,
-        betas,          # the trained β_1…β_T, (T,), each in (0,1]
-        name='custom',  # a label for reports
+        betas:list|np.ndarray|Tensor, # the trained β_1…β_T, (T,), each in (0,1]
+        name:str='custom',            # a label for reports
     ):
         beta = np.concatenate([[0.], _checked(betas)])
         abar = np.cumprod(1 - beta)
         with np.errstate(divide='ignore'): snr = abar/(1 - abar)
-        for a in (table := dict(beta=beta, alpha=1 - beta, abar=abar, snr=snr)).values(): a.setflags(write=False)
+        table = dict(beta=beta, alpha=1 - beta, abar=abar, snr=snr)
+        for a in table.values(): a.setflags(write=False)
         self.__dict__.update(table, T=len(beta) - 1, name=name)
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #b0a54bed
 def _checked(betas):
     "`betas` as a float64 vector, or a `RequestError` that says what a schedule is made of"
     b = np.asarray(betas.detach().cpu() if torch.is_tensor(betas) else betas, dtype=np.float64)
-    if b.ndim != 1 or not len(b): raise RequestError(f'a schedule takes a list of T values of beta, not an array of shape {b.shape}')
-    if not ((b > 0) & (b <= 1)).all():
-        i = int(np.argmin((b > 0) & (b <= 1)))
+    if b.ndim != 1 or not len(b):
+        raise RequestError(f'a schedule takes a list of T values of beta, not shape {b.shape}')
+    fine = (b > 0) & (b <= 1)
+    if not fine.all():
+        i = int(fine.argmin())
         raise RequestError(f'each beta must lie in (0, 1], but beta_{i+1} = {b[i]:g}')
     return b
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #763e9edf
 @patch
-def __setattr__(self:Schedule, name, value): raise AttributeError('a Schedule is immutable: make a new one')
+def __setattr__(self:Schedule, name, value):
+    raise AttributeError('a Schedule is immutable: make a new one')
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #d54293e7
 @patch(cls_method=True)
 def linear(cls:Schedule,
-    T=1000,           # number of noise levels
-    beta_start=1e-4,  # β_1, in (0,1]
-    beta_end=0.02,    # β_T, in (0,1]
-): # Schedule
+    T:int=1000,            # number of noise levels
+    beta_start:float=1e-4, # β_1, in (0,1]
+    beta_end:float=0.02,   # β_T, in (0,1]
+)->Schedule:
     "β evenly spaced (Ho et al. 2020, section 4)"
     return cls(np.linspace(beta_start, beta_end, _checked_T(T)), 'linear')
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #bae7eed4
 def _checked_T(T):
     "`T` as an int, or a `RequestError`"
-    if isinstance(T, bool) or int(T) != T or T < 1: raise RequestError(f'T must be a whole number of at least 1, not {T}')
+    if isinstance(T, bool) or int(T) != T or T < 1:
+        raise RequestError(f'T must be a whole number of at least 1, not {T}')
     return int(T)
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #f8713713
 @patch(cls_method=True)
 def cosine(cls:Schedule,
-    T=1000,         # number of noise levels
-    s=0.008,        # offset that keeps β_1 from vanishing
-    max_beta=0.999, # cap of β, in (0,1]
-): # Schedule
+    T:int=1000,           # number of noise levels
+    s:float=0.008,        # offset that keeps β_1 from vanishing
+    max_beta:float=0.999, # cap of β, in (0,1]
+)->Schedule:
     "ᾱ a squared cosine (Nichol & Dhariwal 2021, eq. 17)"
     f = np.cos((np.arange(_checked_T(T) + 1)/T + s)/(1 + s)*np.pi/2)**2
     return cls(np.clip(1 - f[1:]/f[:-1], None, max_beta), 'cosine')
@@ -67,29 +73,31 @@ def cosine(cls:Schedule,
 # %% ../../nbs/1_sampler/01_schedules.ipynb #6645bc95
 @patch(cls_method=True)
 def quadratic(cls:Schedule,
-    T=1000,           # number of noise levels
-    beta_start=1e-4,  # β_1, in (0,1]
-    beta_end=0.02,    # β_T, in (0,1]
-): # Schedule
+    T:int=1000,            # number of noise levels
+    beta_start:float=1e-4, # β_1, in (0,1]
+    beta_end:float=0.02,   # β_T, in (0,1]
+)->Schedule:
     "√β evenly spaced"
     return cls(np.linspace(beta_start**.5, beta_end**.5, _checked_T(T))**2, 'quadratic')
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #e7302c55
 @patch
-def __eq__(self:Schedule, other): return isinstance(other, Schedule) and np.array_equal(self.beta, other.beta)
+def __eq__(self:Schedule, other):
+    return isinstance(other, Schedule) and np.array_equal(self.beta, other.beta)
 
 @patch
 def __hash__(self:Schedule): return hash(self.beta.tobytes())
 
 @patch
 def __repr__(self:Schedule):
-    return f'{self.name} schedule, T = {self.T}, beta {self.beta[1]:.3g}…{self.beta[-1]:.3g}, abar_T {self.abar[-1]:.3g}'
+    ends = f'{self.beta[1]:.3g}…{self.beta[-1]:.3g}'
+    return f'{self.name} schedule, T = {self.T}, beta {ends}, abar_T {self.abar[-1]:.3g}'
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #c008f391
 def noisy(
-    x0,    # clean data, any shape
-    eps,   # noise from N(0,1), like x0
-    abar,  # ᾱ_t: a float, or a tensor that broadcasts against x0
-): # x_t, like x0
+    x0:Tensor,         # clean data, any shape
+    eps:Tensor,        # noise from N(0,1), like x0
+    abar:float|Tensor, # ᾱ_t: a float, or a tensor that broadcasts against x0
+)->Tensor: # x_t, like x0
     "A draw from q(x_t | x_0) (Ho et al. 2020, eq. 4)"
     return abar**.5*x0 + (1 - abar)**.5*eps
