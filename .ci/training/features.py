@@ -1,7 +1,7 @@
 """Trains the two small CIFAR-10 readers that ship: `features` (residual, for the Fréchet distance) and `judge` (plain, a second opinion).
 
     python gpu/features.py --data gpu/cifar10_jpeg.npz --out "$OUT" --minutes 2.8        # on a GPU
-    python gpu/features.py --smoke --out /tmp/smoke                                       # on a CPU, under a minute
+    python gpu/features.py --smoke --out tmp/smoke                                       # on a CPU, under a minute
 
 Both trainings follow a learning rate over *elapsed time*, so that the budget holds even if other jobs share the GPU.
 Writes {out}/cifar10_{features,judge}.pt (state dict, half precision) and .json (record). Needs torch, numpy, Pillow only."""
@@ -209,7 +209,7 @@ def save(out, name, net, record):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('--minutes', type=float, help='wall-clock time for both, from start to end (2.8; smoke: .5)')
-    ap.add_argument('--out', default='/tmp/features', type=Path)
+    ap.add_argument('--out', default='tmp/features', type=Path)
     ap.add_argument('--data', type=Path)
     ap.add_argument('--device', default=None)
     ap.add_argument('--nets', default='features,judge')

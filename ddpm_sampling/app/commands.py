@@ -69,7 +69,8 @@ def _sampled(a, run):
 def _sample_traj(a, cfg):
     "`ddpm sample.traj`: sample, and film it"
     from ddpm_sampling.sampling.front_door import Run, images_of
-    from ddpm_sampling.pictures.trajectories import even_rows, film_strip, pick_rows, recorded, write_figure
+    from ddpm_sampling.pictures.trajectories import even_rows, pick_rows, recorded
+    from ddpm_sampling.pictures.film_strips import film_strip, write_figure
     ck = _load(a, cfg)
     run = Run(ck, _recipe(a, cfg, ck), images_of(ck.shape, idx=a.idx, seed=a.seed), a.batch_size)
     films, strip = _film_paths(a, ck, run)

@@ -27,7 +27,8 @@ from ..networks.checkpoints import Checkpoint, bundled_checkpoints, load_checkpo
 from ..basics.files import whole_file
 from ..sampler.samplers import SAMPLERS, VARIANCES, known
 from ..sampling.resolving import resolve
-from ..pictures.trajectories import as_bytes, picture, trajectory
+from ..pictures.trajectories import as_bytes, trajectory
+from ..pictures.film_strips import picture
 from ..pictures.animations import frame_of
 from ..pictures.pairs import difference, paired_distance
 from ..sampling.steering import class_guidance, mnist_guide

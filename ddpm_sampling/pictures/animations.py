@@ -6,21 +6,23 @@
 __all__ = ['FORMATS', 'frame_of', 'ticks', 'animation', 'write_animation']
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #a0063506
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 import numpy as np
 from ..basics.errors import RequestError, nearest
 from ..basics.files import whole_file
-from .trajectories import picture
+from ..sampler.loop import State
+from .film_strips import picture
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #9fafd33d
 def frame_of(
-    st,          # State of images, floats or bytes
-    cols=8,      # images in a row, ≥ 1
-    scale=None,  # each pixel becomes scale × scale; None: an even number, for at most 384 pixels if 2 is not too much
-    guess=False, # x̂₀ to the right of x_t
-): # uint8, (H,W) for grey and (H,W,3) for colour
+    st:State,         # of images, floats or bytes
+    cols:int=8,       # images in a row, ≥ 1
+    scale:int=None,   # each pixel becomes scale × scale; None: even, for up to 384 pixels
+    guess:bool=False, # x̂₀ to the right of x_t
+)->np.ndarray: # uint8, (H,W) for grey and (H,W,3) for colour
     "A frame of a film"
     x = picture(st.x, cols, scale)
     if not guess: return x
@@ -29,15 +31,15 @@ def frame_of(
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #07070ca3
 def ticks(
-    k,   # number of the frame, 0…
-    fps, # frames a second
-): # how long it lasts, in units of 10 ms
+    k:int,     # number of the frame, 0…
+    fps:float, # frames a second
+)->int: # how long it lasts, in units of 10 ms
     "Times of GIF frames whose sum is right"
     return round(100*(k + 1)/fps) - round(100*k/fps)
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #00bec5a4
 def _packed(frame):
-    "Colours and pixels of a frame, as they stand in a GIF of its own: (size code, colour table, pixel data)"
+    "A frame as it stands in a GIF of its own: (size code, colour table, pixel data)"
     import imageio.v3 as iio
     b = iio.imwrite('<bytes>', frame, extension='.gif', interlace=0)
     code = b[10] & 7
@@ -47,7 +49,7 @@ def _packed(frame):
         at += 2
         while b[at]: at += b[at] + 1
         at += 1
-    return code, table, b[at+10:-1]                         # between the image's own header and the closing semicolon
+    return code, table, b[at+10:-1]              # between the image's header and the last semicolon
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #feb7f482
 def _gif_head(frame):
@@ -59,7 +61,9 @@ def _gif_frame(frame, time):
     "One frame: its time in units of 10 ms, its place and size, its colours, its pixels"
     code, table, pixels = _packed(frame)
     h, w = frame.shape[:2]
-    return b'\x21\xf9\x04\x04' + _u16(time) + b'\0\0' + b'\x2c' + _u16(0, 0, w, h) + bytes([0x80 | code]) + table + pixels
+    lasts = b'\x21\xf9\x04\x04' + _u16(time) + b'\0\0'
+    place = b'\x2c' + _u16(0, 0, w, h) + bytes([0x80 | code])
+    return lasts + place + table + pixels
 
 def _u16(*values): return b''.join(v.to_bytes(2, 'little') for v in values)
 
@@ -71,7 +75,8 @@ def _gif(part, fps, pause):
     with open(part, 'wb') as f:
         def put(frame):
             f.write(_gif_frame(held[0], ticks(put.n - 1, fps)) if held else _gif_head(frame))
-            held[:] = [frame]; put.n += 1
+            held[:] = [frame]
+            put.n += 1
         put.n = 0
         yield put
         if held: f.write(_gif_frame(held[0], ticks(put.n - 1, fps) + round(100*pause)) + b';')
@@ -98,18 +103,23 @@ def _mp4(part, fps, pause):
 def _even(frame):
     "A frame as colours, its sides even"
     h, w = frame.shape[:2]
-    return np.pad(np.stack([frame]*3, -1) if frame.ndim == 2 else frame, ((0, h % 2), (0, w % 2), (0, 0)), mode='edge')
+    colours = np.stack([frame]*3, -1) if frame.ndim == 2 else frame
+    return np.pad(colours, ((0, h % 2), (0, w % 2), (0, 0)), mode='edge')
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #60fd23ac
+_SETTINGS = '-crf 12 -preset fast -threads 2 -sws_flags area -movflags +faststart -f mp4'.split()
+
 def _encoder(part, frame, fps):
     "An ffmpeg process, as a generator that is sent frames"
     try:
         import imageio_ffmpeg
         imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError): raise RequestError('MP4 needs ffmpeg: pip install imageio-ffmpeg, or ask for a GIF') from None
+    except (ImportError, RuntimeError):
+        needs = 'MP4 needs ffmpeg: pip install imageio-ffmpeg, or ask for a GIF'
+        raise RequestError(needs) from None
     pipe = imageio_ffmpeg.write_frames(
-        str(part), frame.shape[1::-1], fps=fps, codec='libx264', macro_block_size=2, ffmpeg_log_level='quiet',
-        output_params='-crf 12 -preset fast -threads 2 -sws_flags area -movflags +faststart -f mp4'.split())
+        str(part), frame.shape[1::-1], fps=fps, codec='libx264', macro_block_size=2,
+        ffmpeg_log_level='quiet', output_params=[*_SETTINGS])
     pipe.send(None)
     return pipe
 
@@ -118,53 +128,68 @@ def _complete(part, n):
     import imageio_ffmpeg
     try: found = imageio_ffmpeg.count_frames_and_secs(str(part))[0]
     except (RuntimeError, OSError): found = 0
-    if found != n: raise OSError(None, f'ffmpeg wrote {found} of {n} frames; is there room on the disk?', str(part))
+    what = f'ffmpeg wrote {found} of {n} frames; is there room on the disk?'
+    if found != n: raise OSError(None, what, str(part))
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #fd6edfcc
 @contextmanager
 def animation(
-    path,     # where to, *.gif or *.mp4; its folders are made
-    fps=12,   # frames a second, from 0.1 to 50 (GIF) or 120 (MP4)
-    pause=2., # how much longer the last frame stays, seconds, 0…60
-): # yields add(frame); the file appears at the end of the block
+    path:str|Path,  # where to, *.gif or *.mp4; its folders are made
+    fps:float=12,   # frames a second, from 0.1 to 50 (GIF) or 120 (MP4)
+    pause:float=2., # how much longer the last frame stays, seconds, 0…60
+)->Iterator[Callable]: # yields add(frame); the file appears at the end of the block
     "A film to which frames are added one by one"
     path, fps, pause = _checked(path, fps, pause)
-    shape = None
-    with whole_file(path) as part, FORMATS[path.suffix.lower()][0](part, fps, pause) as put:
+    writer, shape = FORMATS[path.suffix.lower()][0], None
+    with whole_file(path) as part, writer(part, fps, pause) as put:
         def add(frame):
             nonlocal shape
-            if hasattr(frame, 'x0_hat'): raise RequestError('a film is made of frames, not of States: pass each through frame_of')
+            if hasattr(frame, 'x0_hat'):
+                raise RequestError('a film is made of frames, not of States: '
+                                   'pass each through frame_of')
             shape = _fits(frame := np.asarray(frame), shape)
             put(frame)
         yield add
         if shape is None: raise RequestError(f'{path.name}: no frames, no film')
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #ed12146a
-FORMATS = {'.gif': (_gif, 50), '.mp4': (_mp4, 120)}             # ending -> (writer, most frames a second)
+FORMATS = {'.gif': (_gif, 50), '.mp4': (_mp4, 120)}       # ending -> (writer, most frames a second)
 
 def _checked(path, fps, pause):
     "The request, or a RequestError"
     path = Path(path)
-    if (end := path.suffix.lower()) not in FORMATS: raise RequestError(f'{path.name}: a film is a .gif or a .mp4, not {end or "without an ending"!r}{nearest(end, FORMATS)}')
-    number = lambda v, least, most: isinstance(v, Real) and not isinstance(v, bool) and least <= v <= most
-    if not number(fps, .1, FORMATS[end][1]): raise RequestError(f'fps of a {end} must be a number from 0.1 to {FORMATS[end][1]}, not {fps!r}')
-    if not number(pause, 0, 60): raise RequestError(f'pause must be seconds from 0 to 60, not {pause!r}')
+    end = path.suffix.lower()
+    if end not in FORMATS:
+        got = repr(end or 'without an ending') + nearest(end, FORMATS)
+        raise RequestError(f'{path.name}: a film is a .gif or a .mp4, not {got}')
+    most = FORMATS[end][1]
+    if not _between(fps, .1, most):
+        raise RequestError(f'fps of a {end} must be a number from 0.1 to {most}, not {fps!r}')
+    if not _between(pause, 0, 60):
+        raise RequestError(f'pause must be seconds from 0 to 60, not {pause!r}')
     return path, float(fps), float(pause)
+
+def _between(v, least, most):
+    "Whether this is a number from `least` to `most`"
+    return isinstance(v, Real) and not isinstance(v, bool) and least <= v <= most
 
 def _fits(frame, shape):
     "The shape of a frame, or a RequestError"
-    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.shape[2:] not in ((), (3,)) or not frame.size:
-        raise RequestError(f'frames must be uint8 of shape (H,W) or (H,W,3), not {frame.dtype} of shape {frame.shape}: make them with frame_of or to_uint8')
-    if shape not in (None, frame.shape): raise RequestError(f'all frames must have one shape: the first has {shape}, this one {frame.shape}')
-    return frame.shape
+    s = frame.shape
+    if frame.dtype != np.uint8 or len(s) not in (2, 3) or s[2:] not in ((), (3,)) or not frame.size:
+        raise RequestError(f'frames must be uint8 of shape (H,W) or (H,W,3), not {frame.dtype} '
+                           f'of shape {s}: make them with frame_of or to_uint8')
+    if shape not in (None, s):
+        raise RequestError(f'all frames must have one shape: the first has {shape}, this one {s}')
+    return s
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #972cd1ed
 def write_animation(
-    path,     # where to, *.gif or *.mp4; its folders are made
-    frames,   # uint8 arrays of one shape, (H,W) or (H,W,3); a generator is drawn from as it is written
-    fps=12,   # frames a second, from 0.1 to 50 (GIF) or 120 (MP4)
-    pause=2., # how much longer the last frame stays, seconds, 0…60
-): # the Path
+    path:str|Path,   # where to, *.gif or *.mp4; its folders are made
+    frames:Iterable, # uint8 arrays of one shape, (H,W) or (H,W,3); asked for as they are written
+    fps:float=12,    # frames a second, from 0.1 to 50 (GIF) or 120 (MP4)
+    pause:float=2.,  # how much longer the last frame stays, seconds, 0…60
+)->Path: # the path
     "Write a film"
     with animation(path, fps, pause) as add:
         for frame in frames: add(frame)

@@ -8,25 +8,27 @@ __all__ = ['image_grid', 'write_png']
 # %% ../../nbs/4_pictures/00_grids.ipynb #680e6fb5
 from pathlib import Path
 import numpy as np, torch
-from ..basics.errors import RequestError
+from torch import Tensor
+from ..basics.errors import RequestError, whole_number
 from ..basics.arrays import to_uint8
 from ..basics.files import whole_file
 
 # %% ../../nbs/4_pictures/00_grids.ipynb #b3a61282
 def image_grid(
-    x,       # images, (n,c,h,w) in [-1,1], c = 1 or 3, n ≥ 1
-    cols=8,  # images in a row, ≥ 1
-    pad=2,   # margin between images and around them, in their own pixels, ≥ 0
-    scale=2, # each pixel becomes scale × scale, ≥ 1
-): # uint8, (H,W) for grey and (H,W,3) for colour
+    x:Tensor,    # images, (n,c,h,w) in [-1,1], c = 1 or 3, n ≥ 1
+    cols:int=8,  # images in a row, ≥ 1
+    pad:int=2,   # margin between images and around them, in their own pixels, ≥ 0
+    scale:int=2, # each pixel becomes scale × scale, ≥ 1
+)->np.ndarray: # uint8, (H,W) for grey and (H,W,3) for colour
     "Lay images out row by row on white"
     x = _checked_images(x, cols, pad, scale)
     n, c, h, w = x.shape
     cols = min(cols, n)
     rows = -(-n//cols)
-    tiles = np.full((rows*cols, h + pad, w + pad, c), 255, np.uint8)
+    H, W = h + pad, w + pad
+    tiles = np.full((rows*cols, H, W, c), 255, np.uint8)
     tiles[:n, :h, :w] = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
-    grid = tiles.reshape(rows, cols, h + pad, w + pad, c).swapaxes(1, 2).reshape(rows*(h + pad), -1, c)
+    grid = tiles.reshape(rows, cols, H, W, c).swapaxes(1, 2).reshape(rows*H, cols*W, c)
     grid = np.pad(grid, ((pad, 0), (pad, 0), (0, 0)), constant_values=255)
     grid = grid.repeat(scale, 0).repeat(scale, 1)
     return grid[..., 0] if c == 1 else grid
@@ -36,23 +38,24 @@ def _checked_images(x, cols, pad, scale):
     "`x` as a tensor, or a `RequestError` that says what a grid is made of"
     x = torch.as_tensor(x)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise RequestError(f'a grid takes images (n,c,h,w) with 1 or 3 channels, not the shape {tuple(x.shape)}')
+        raise RequestError('a grid takes images (n,c,h,w) with 1 or 3 channels, '
+                           f'not the shape {tuple(x.shape)}')
     if not len(x): raise RequestError('a grid needs at least one image')
     for name, v, least in (('cols', cols, 1), ('pad', pad, 0), ('scale', scale, 1)):
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < least:
-            raise RequestError(f'{name} must be a whole number of at least {least}, not {v!r}')
+        whole_number(v, name, least)
     return x
 
 # %% ../../nbs/4_pictures/00_grids.ipynb #d1452456
 def write_png(
-    path,  # where to; its folders are made
-    array, # uint8, (H,W) or (H,W,3), as image_grid returns it
-): # the Path
+    path:str|Path,    # where to; its folders are made
+    array:np.ndarray, # uint8, (H,W) or (H,W,3), as image_grid returns it
+)->Path: # the path
     "Write an 8-bit image as PNG, whole or not at all"
     import imageio.v3 as iio
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
-        raise RequestError(f'a PNG takes uint8 of shape (H,W) or (H,W,3), not {array.dtype} of shape {array.shape}: '
+        raise RequestError('a PNG takes uint8 of shape (H,W) or (H,W,3), '
+                           f'not {array.dtype} of shape {array.shape}: '
                            'pass images through image_grid first')
     with whole_file(path) as part: part.write_bytes(iio.imwrite('<bytes>', array, extension='.png'))
     return Path(path)

@@ -7,14 +7,15 @@ __all__ = ['paired_distance', 'difference', 'side_by_side']
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #11a70bdd
 import numpy as np, torch
+from torch import Tensor
 from ..basics.errors import RequestError
 from .grids import image_grid
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #104aee84
 def paired_distance(
-    x,   # images, (n,c,h,w) in [-1,1]
-    ref, # as many images of the same noise, often of a long run
-): # (n,) float64, each in [0,2]
+    x:Tensor,   # images, (n,c,h,w) in [-1,1]
+    ref:Tensor, # as many images of the same noise, often of a long run
+)->Tensor: # (n,) float64, each in [0,2]
     "Root mean square difference of each pair of images"
     x, ref = _pairs(x, ref)
     return (x - ref).square().flatten(1).mean(1).sqrt()
@@ -24,49 +25,59 @@ def _pairs(x, ref):
     "Both as float64, or a RequestError"
     x, ref = torch.as_tensor(x), torch.as_tensor(ref)
     if x.shape != ref.shape or x.ndim != 4 or not len(x):
-        raise RequestError(f'pairs are two sets of images (n,c,h,w) of one shape, not {tuple(x.shape)} and {tuple(ref.shape)}')
-    if not (x.is_floating_point() and ref.is_floating_point()): raise RequestError('pairs are floats in [-1,1]: divide uint8 by 127.5 and subtract 1')
-    if bad := int((~(x + ref).isfinite()).sum()): raise RequestError(f'{bad} of {x.numel()} values are NaN or infinite in one image or the other')
+        raise RequestError('pairs are two sets of images (n,c,h,w) of one shape, '
+                           f'not {tuple(x.shape)} and {tuple(ref.shape)}')
+    if not (x.is_floating_point() and ref.is_floating_point()):
+        raise RequestError('pairs are floats in [-1,1]: divide uint8 by 127.5 and subtract 1')
+    if bad := int((~(x + ref).isfinite()).sum()):
+        raise RequestError(f'{bad} of {x.numel()} values are NaN or infinite '
+                           'in one image or the other')
     return x.double(), ref.double().to(x.device)
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #c5f85ef0
 def difference(
-    x,       # images, (n,c,h,w) in [-1,1]
-    ref,     # as many images of the same noise
-    full=1., # the difference that has the full colour, above 0 and at most 2
-): # (n,3,h,w) in [-1,1]: white for equal, red where x is brighter, blue where it is darker
+    x:Tensor,      # images, (n,c,h,w) in [-1,1]
+    ref:Tensor,    # as many images of the same noise
+    full:float=1., # the difference that has the full colour, above 0 and at most 2
+)->Tensor: # (n,3,h,w) in [-1,1]: white for equal, red where x is brighter, blue where it is darker
     "Pictures of what differs, as strong as the root mean square over the channels"
     x, ref = _pairs(x, ref)
-    if not (isinstance(full, (int, float)) and 0 < full <= 2): raise RequestError(f'full must be above 0 and at most 2, the distance from black to white, not {full!r}')
+    if not (isinstance(full, (int, float)) and 0 < full <= 2):
+        raise RequestError('full must be above 0 and at most 2, '
+                           f'the distance from black to white, not {full!r}')
     d = x - ref
-    d = torch.where(d.mean(1) < 0, -1, 1)*d.square().mean(1).sqrt()        # for grey images simply x − ref
+    d = torch.where(d.mean(1) < 0, -1, 1)*d.square().mean(1).sqrt()   # for grey images x − ref
     d = (d/full).clamp(-1, 1)
-    lost = [d.clamp(max=0).abs(), d.abs(), d.clamp(min=0)]            # what red, green and blue lose
+    lost = [d.clamp(max=0).abs(), d.abs(), d.clamp(min=0)]       # what red, green and blue lose
     return torch.stack([1 - 2*l for l in lost], 1).float()
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #5e80029f
 def side_by_side(
-    images,     # {name: images (n,c,h,w) in [-1,1]}, all of one shape
-    ref=None,   # the name of the reference; None: no differences are shown
-    full=1.,    # the difference that has the full colour, above 0 and at most 2
-    cols=8,     # images in a line, ≥ 1
-    scale=None, # each pixel becomes scale × scale; None: images of about 64 pixels
-): # matplotlib Figure
+    images:dict,    # {name: images (n,c,h,w) in [-1,1]}, all of one shape
+    ref:str=None,   # the name of the reference; None: no differences are shown
+    full:float=1.,  # the difference that has the full colour, above 0 and at most 2
+    cols:int=8,     # images in a line, ≥ 1
+    scale:int=None, # each pixel becomes scale × scale; None: images of about 64 pixels
+)->object: # a matplotlib Figure
     "The same noise through different samplers"
     blocks, labels = _blocks(images, ref, full)
     if scale is None: scale = max(1, round(64/blocks[0].shape[-1]))
-    key = '' if ref is None or len(images) < 2 else f'red: brighter than {ref}; blue: darker; full colour: {full:g} of a range of 2'
+    key = f'red: brighter than {ref}; blue: darker; full colour: {full:g} of a range of 2'
+    if ref is None or len(images) < 2: key = ''
     return _lines([image_grid(b, cols, 1, scale) for b in blocks], labels, key)
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #ffc6db55
 def _blocks(images, ref, full):
     "The lines of the picture and what stands beside each"
-    if not isinstance(images, dict) or not images: raise RequestError('nothing to compare: pass a dictionary {name: images}')
-    if ref is not None and ref not in images: raise RequestError(f'the reference {ref!r} is none of {", ".join(map(str, images))}')
+    if not isinstance(images, dict) or not images:
+        raise RequestError('nothing to compare: pass a dictionary {name: images}')
+    if ref is not None and ref not in images:
+        raise RequestError(f'the reference {ref!r} is none of {", ".join(map(str, images))}')
     blocks, labels = [], []
     for name, x in images.items():
         _pairs(x, next(iter(images.values())))
-        blocks.append(x); labels.append(str(name))
+        blocks.append(x)
+        labels.append(str(name))
         if ref in (None, name): continue
         blocks.append(difference(x, images[ref], full))
         labels.append(f'distance {float(paired_distance(x, images[ref]).mean()):.3f}')
@@ -77,14 +88,17 @@ def _lines(grids, labels, key='', gap=4):
     from matplotlib import style
     from matplotlib.figure import Figure
     left = 16 + round(6.6*max(map(len, labels)))
-    W, H = left + max(g.shape[1] for g in grids), sum(len(g) + gap for g in grids) + 18*bool(key)
+    W = left + max(g.shape[1] for g in grids)
+    H = sum(len(g) + gap for g in grids) + 18*bool(key)
     with style.context('ddpm_sampling.assets.house'):
         fig, top = Figure(figsize=(W/100, H/100), dpi=100), H
         fig.set_layout_engine('none')
         for g, label in zip(grids, labels):
             ax = fig.add_axes((left/W, (top - len(g))/H, g.shape[1]/W, len(g)/H))
-            ax.imshow(g if g.ndim == 3 else np.stack([g]*3, -1), aspect='auto'); ax.axis('off')
-            fig.text((left - 6)/W, (top - len(g)/2)/H, label, ha='right', va='center', fontsize=9)
+            ax.imshow(g if g.ndim == 3 else np.stack([g]*3, -1), aspect='auto')
+            ax.axis('off')
+            middle = (top - len(g)/2)/H
+            fig.text((left - 6)/W, middle, label, ha='right', va='center', fontsize=9)
             top -= len(g) + gap
         fig.text(left/W, 4/H, key, fontsize=8, color='.35')
     return fig

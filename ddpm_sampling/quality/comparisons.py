@@ -25,7 +25,7 @@ from ..basics.files import whole_file
 from ..basics.recipes import Recipe
 from ..sampling.front_door import Run, images_of
 from ..sampling.resolving import resolve
-from ..pictures.trajectories import write_figure
+from ..pictures.film_strips import write_figure
 from ..pictures.pairs import paired_distance, side_by_side
 from .features import extract, mnist_features
 from ..basics.estimates import Estimate

@@ -6,7 +6,6 @@
 __all__ = ['Product', 'flow_den', 'consistency_step']
 
 # %% ../../nbs/1_sampler/14_flow_maps.ipynb #61caa0e4
-import math
 from collections.abc import Callable
 import torch
 from torch import Tensor

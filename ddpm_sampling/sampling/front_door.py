@@ -7,7 +7,7 @@ __all__ = ['Images', 'images_of', 'Run', 'sample']
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #71ddc406
 import copy, inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from threading import get_ident
 import numpy as np, torch
@@ -16,10 +16,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..basics.errors import RequestError, whole_number
 from ..basics.progress import progress_bar
+from ..basics.recipes import Recipe
 from ..sampler.denoisers import denoiser
 from ..sampler.guidance import clipping
 from ..sampler.loop import keyed_noise, sample_steps
-from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint, evaluating, pick_device
 from ..networks.other_networks import Adapter
 from .resolving import resolve
@@ -32,35 +32,45 @@ class Images(NamedTuple):
     x_T: Tensor|None # the noise that each starts from; None: drawn from seed and number
     shape: tuple     # of one image, (c,h,w)
 
-    def part(self, some):
-        "Those of a slice"
+    def part(self,
+        some:slice, # places in idx
+    )->'Images': # those of the slice
+        "Some of them, for a batch"
         return self._replace(idx=self.idx[some], x_T=None if self.x_T is None else self.x_T[some])
 
-    def noise(self, t=0, visit=0):
-        "What they draw at level t, (n,c,h,w)"
+    def noise(self,
+        t:int=0,     # level of the step that asks; 0: the starting noise
+        visit:int=0, # how many earlier rows of the plan started at t
+    )->Tensor: # standard normal, (n,c,h,w)
+        "What they draw at a level"
         return keyed_noise(self.seed, self.idx, self.shape, t, visit)
 
-    def start(self): return self.noise() if self.x_T is None else self.x_T
+    def start(self)->Tensor: # (n,c,h,w)
+        "What they start from"
+        return self.noise() if self.x_T is None else self.x_T
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #40c82c2d
 def images_of(
     shape:tuple,     # of one image, (c,h,w)
     n:int=None,      # how many; None: as many as idx or x_T has, else 64
-    idx=None,        # their numbers; None: 0…n−1
+    idx:list=None,   # their numbers; None: 0…n−1
     seed:int=0,      # 0…2⁶⁴−1
     x_T:Tensor=None, # the noise that they start from, (n,c,h,w); None: drawn
-)->Images:
+)->Images: # with as many numbers as there are images
     "The images that are asked for, checked"
     x_T = None if x_T is None else torch.as_tensor(x_T)
     if x_T is not None and (x_T.ndim != 4 or x_T.shape[1:] != shape):
-        raise RequestError(f'x_T must have shape (n, {", ".join(map(str, shape))}), not {tuple(x_T.shape)}')
+        wanted = ', '.join(map(str, shape))
+        raise RequestError(f'x_T must have shape (n, {wanted}), not {tuple(x_T.shape)}')
     if n is not None: n = whole_number(n, 'n, the number of images,', 1)
     if idx is None: idx = range(n or (64 if x_T is None else len(x_T)))
-    if not np.iterable(idx): raise RequestError(f'idx must be a list of image numbers such as [{idx}], not {idx!r}')
+    if not np.iterable(idx):
+        raise RequestError(f'idx must be a list of image numbers such as [{idx}], not {idx!r}')
     idx = [whole_number(i, 'each number in idx', 0, 2**64 - 1) for i in idx]
     if not idx: raise RequestError('no images: idx or x_T is empty')
     for name, m in (('n', n), ('x_T', None if x_T is None else len(x_T))):
-        if m not in (None, len(idx)): raise RequestError(f'{name} is for {m} images, but {len(idx)} are asked for')
+        if m in (None, len(idx)): continue
+        raise RequestError(f'{name} is for {m} images, but {len(idx)} are asked for')
     return Images(idx, whole_number(seed, 'seed', 0, 2**64 - 1), x_T, shape)
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #47a899f5
@@ -69,7 +79,6 @@ def _weights_of(net):
     p = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(0))
     return p.device, p.dtype
 
-# %% ../../nbs/3_sampling/01_front_door.ipynb #1521f04d
 def _placed(net, device, dtype=None):
     "The network itself, or a copy on another device or in another precision"
     here, has = _weights_of(net)
@@ -86,14 +95,16 @@ def _guided(den, guide, bound):
     if not callable(out := guide(den)): raise RequestError(_GUIDE)
     return out if bound is None else clipping(out, bound)
 
-_GUIDE = ('guide must be a function that takes a denoiser and returns one: for a guidance function f(x, t) -> (b,) write guide=partial(guided, guidance_fn=f, scale=1.), '
+_GUIDE = ('guide must be a function that takes a denoiser and returns one: '
+          'for a guidance function f(x, t) -> (b,) '
+          'write guide=partial(guided, guidance_fn=f, scale=1.), '
           'for a likelihood f(x0_hat, t) -> (b,) guide=partial(guided_x0, likelihood=f)')
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #460375f6
 def _counted(net, states, b, each=None):
     "The same states, with nfe as evaluations of the network itself for each of b images"
-    while isinstance(net, Adapter) and isinstance(net.net, torch.nn.Module): net = net.net    # an Adapter may ask it several times
-    me, seen = get_ident(), 0                                    # another thread may be using the same network
+    while isinstance(net, Adapter) and isinstance(net.net, torch.nn.Module): net = net.net
+    me, seen = get_ident(), 0                    # another thread may be using the same network
     def count(_, args):
         nonlocal seen
         if get_ident() != me: return
@@ -109,12 +120,12 @@ def _counted(net, states, b, each=None):
 class Run:
     "A request, checked to its end, that waits to be run"
     def __init__(self,
-        ck:Checkpoint,     # the checkpoint
-        how:Recipe,        # how to sample it
-        images:Images,     # which images
-        batch_size:int=64, # images at a time; changes images only by rounding
-        device=None,       # where to compute, see pick_device; None: where the network is
-        each=None,         # called with the number of images before each evaluation of the network
+        ck:Checkpoint,      # the checkpoint
+        how:Recipe,         # how to sample it
+        images:Images,      # which images
+        batch_size:int=64,  # images at a time; changes images only by rounding
+        device:str=None,    # where to compute, see pick_device; None: where the network is
+        each:Callable=None, # called with the number of images before each evaluation of the network
     ):
         self.ck, self.images, self.each = ck, images, each
         self.how, self.step, self.plan, bound, dtype = resolve(ck, how)
@@ -122,7 +133,7 @@ class Run:
         self.parts = [images.part(slice(k, k + size)) for k in range(0, len(images.idx), size)]
         self.net = _placed(ck.net, device, dtype)
         self.device, dtype = _weights_of(self.net)
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32      # of the states
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32   # of the states
         ask, guide = lambda x, i: self.net(x.to(dtype), i), self.how.guide
         self.den = denoiser(ask, ck.schedule, ck.predicts, bound if guide is None else None)
         if guide is not None: self.den = _guided(self.den, guide, bound)
@@ -134,16 +145,21 @@ def batch(self:Run,
 )->Iterator: # of States
     "The states of a batch, as the loop yields them"
     put = lambda z: z.to(self.device, self.dtype)
-    states = sample_steps(self.den, self.plan, put(part.start()), self.step, lambda t, visit: put(part.noise(t, visit)))
+    noise = lambda t, visit: put(part.noise(t, visit))
+    states = sample_steps(self.den, self.plan, put(part.start()), self.step, noise)
     return _counted(self.net, states, len(part.idx), self.each)
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #f3247e47
 @patch
-def bar(self:Run, progress): return progress_bar(progress, len(self.plan)*len(self.parts), 'step')
+def bar(self:Run,
+    progress:bool, # True, False, or None: only on a terminal
+)->object: # a context; its update(k) says that k more steps are done
+    "A progress bar over the steps of all batches"
+    return progress_bar(progress, len(self.plan)*len(self.parts), 'step')
 
 @patch
 def draw(self:Run,
-    progress=False, # True: a progress bar on standard error; None: only if that is a terminal
+    progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
 )->tuple: # (images (n,c,h,w) on the checkpoint's device, network evaluations for each)
     "The images, batch after batch"
     out, home = [], _weights_of(self.ck.net)[0]
@@ -153,35 +169,35 @@ def draw(self:Run,
             out.append(st.x.to(home))
     return torch.cat(out), st.nfe
 
+# %% ../../nbs/3_sampling/01_front_door.ipynb #6d30aa10
 @patch
 def states(self:Run,
-    progress=False, # True: a progress bar on standard error; None: only if that is a terminal
+    progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
 )->Iterator: # of States, the first the noise and the last the sample
     "The states of all images, all batches in step"
     with evaluating(self.net), self.bar(progress) as bar:
         for i, sts in enumerate(zip(*map(self.batch, self.parts))):
             bar.update(len(sts)*(i < len(self.plan)))
-            st = sts[0]
-            if len(sts) > 1: st = st._replace(x=torch.cat([s.x for s in sts]), x0_hat=torch.cat([s.x0_hat for s in sts]))
-            yield st
+            join = lambda k: torch.cat([getattr(st, k) for st in sts])
+            yield sts[0] if len(sts) == 1 else sts[0]._replace(x=join('x'), x0_hat=join('x0_hat'))
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #9c3b63af
 @delegates(Recipe)
 def sample(
-    ck:Checkpoint,     # the checkpoint
-    n:int=None,        # how many images; None: as many as idx or x_T has, else 64
-    how:Recipe=None,   # how to sample; None: as the settings below say
+    ck:Checkpoint,       # the checkpoint
+    n:int=None,          # how many images; None: as many as idx or x_T has, else 64
+    how:Recipe=None,     # how to sample; None: as the settings below say
     *,
-    seed:int=0,        # 0…2⁶⁴−1; image i is a function of (seed, i)
-    idx=None,          # numbers of the images of this seed, each ≥ 0; None: 0…n−1
-    x_T:Tensor=None,   # starting noise, (n,c,h,w); None: drawn from seed and idx
-    batch_size:int=64, # images at a time; changes images only by rounding
-    device=None,       # where to compute, see pick_device; None: where the network is
-    progress=False,    # True: a progress bar on standard error; None: only if that is a terminal
+    seed:int=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
+    idx:list=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
+    x_T:Tensor=None,     # starting noise, (n,c,h,w); None: drawn from seed and idx
+    batch_size:int=64,   # images at a time; changes images only by rounding
+    device:str=None,     # where to compute, see pick_device; None: where the network is
+    progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
     **kwargs,
-)->Tensor: # images, (n,c,h,w) float32 (float64 for a float64 network) on the checkpoint's device; in [-1,1] if clipped
+)->Tensor: # (n,c,h,w) float32 (float64 if the network is), on its device; in [-1,1] if clipped
     "Draw images from a checkpoint"
     images = images_of(ck.shape, n, idx, seed, x_T)
     return Run(ck, Recipe.of(how, **kwargs), images, batch_size, device).draw(progress)[0]
 
-sample.__delwrap__ = Recipe                                       # whose fields are documented where they stand
+sample.__delwrap__ = Recipe                      # whose fields are documented where they stand

@@ -8,20 +8,23 @@ __all__ = ['NoisyClassifier', 'fit_noisy_classifier', 'mnist_guide', 'class_guid
 # %% ../../nbs/3_sampling/03_steering.ipynb #21029511
 import io
 import torch, torch.nn.functional as F
+from collections.abc import Callable
 from functools import lru_cache
-from torch import nn
-from ..basics.files import shipped
+from torch import Tensor, nn
 from ..basics.arrays import to_unit, shifted
-from ..networks.unets import timestep_features
 from ..basics.errors import RequestError
-from ..sampler.schedules import noisy
+from ..basics.files import shipped
+from ..sampler.schedules import Schedule, noisy
+from ..networks.unets import timestep_features
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #4a6e2c54
 class _Stage(nn.Module):
     "Convolution, normalisation, and what the noise level has to say"
     def __init__(self, i, o, k, stride, dim):
         super().__init__()
-        self.conv, self.norm, self.film = nn.Conv2d(i, o, k, stride, k//2, bias=False), nn.GroupNorm(8, o, affine=False), nn.Linear(dim, 2*o)
+        self.conv = nn.Conv2d(i, o, k, stride, k//2, bias=False)
+        self.norm = nn.GroupNorm(8, o, affine=False)
+        self.film = nn.Linear(dim, 2*o)
 
     def forward(self, x, e):
         scale, shift = self.film(e)[:, :, None, None].chunk(2, 1)
@@ -31,49 +34,59 @@ class _Stage(nn.Module):
 class NoisyClassifier(nn.Module):
     "A small classifier of noisy 32×32 images that is told the level"
     def __init__(self,
-        classes=10, # number of classes
-        c=24,       # channels after the first convolution, divisible by 8
-        dim=64,     # width of the level's embedding, even
+        classes:int=10, # number of classes
+        c:int=24,       # channels after the first convolution, divisible by 8
+        dim:int=64,     # width of the level's embedding, even
     ):
         super().__init__()
         self.dim, self.level = dim, nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
-        self.a, self.b, self.c = _Stage(1, c, 5, 2, dim), _Stage(c, 2*c, 3, 1, dim), _Stage(2*c, 64, 3, 1, dim)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(1024, 64), nn.SiLU(), nn.Linear(64, classes))
+        self.a = _Stage(1, c, 5, 2, dim)
+        self.b = _Stage(c, 2*c, 3, 1, dim)
+        self.c = _Stage(2*c, 64, 3, 1, dim)
+        head = nn.Linear(1024, 64), nn.SiLU(), nn.Linear(64, classes)
+        self.head = nn.Sequential(nn.Flatten(), *head)
 
-    def forward(self, x, t):  # x_t (b,1,32,32), t (b,) in 1…T -> logits (b,classes)
+    def forward(self,
+        x:Tensor, # x_t, (b,1,32,32)
+        t:Tensor, # its levels, (b,), each 1…T
+    )->Tensor: # logits, (b,classes)
         e = self.level(timestep_features(t, self.dim))
         h = F.avg_pool2d(self.b(self.a(x, e), e), 2)
         return self.head(F.avg_pool2d(self.c(h, e), 2))
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #a259226d
 def fit_noisy_classifier(
-    net,           # from (x_t, t) to logits
-    sched,         # Schedule of the sampler that it shall guide
-    images,        # (n,c,h,w) uint8
-    labels,        # (n,) int64
-    epochs=7,      # passes over the images
-    lr=3e-3,       # highest learning rate
-    seed=0,        # of order, shifts, levels and noise
-    batch_size=125,
-): # net, in eval mode
+    net:nn.Module,      # from (x_t, t) to logits
+    sched:Schedule,     # of the sampler that it shall guide
+    images:Tensor,      # (n,c,h,w) uint8
+    labels:Tensor,      # (n,) int64
+    epochs:int=7,       # passes over the images
+    lr:float=3e-3,      # highest learning rate
+    seed:int=0,         # of order, shifts, levels and noise
+    batch_size:int=125, # images at a time
+)->nn.Module: # net, in eval mode
     "Train a classifier of noisy images, each at a level of its own"
-    g, steps, abar = torch.Generator().manual_seed(seed), len(images)//batch_size, torch.tensor(sched.abar, dtype=torch.float32)
+    g, steps = torch.Generator().manual_seed(seed), len(images)//batch_size
+    abar = torch.tensor(sched.abar, dtype=torch.float32)
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.02)
     rate = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*steps)
     net.train()
     for _ in range(epochs):
         for i in torch.randperm(len(images), generator=g)[:steps*batch_size].split(batch_size):
-            x0, t = shifted(to_unit(images[i]), 1, g), torch.randint(1, sched.T + 1, (batch_size,), generator=g)
+            x0 = shifted(to_unit(images[i]), 1, g)
+            t = torch.randint(1, sched.T + 1, (batch_size,), generator=g)
             xt = noisy(x0, torch.randn(x0.shape, generator=g), abar[t].view(-1, 1, 1, 1))
-            loss = F.cross_entropy(net(xt, t), labels[i])
-            opt.zero_grad(); loss.backward(); opt.step(); rate.step()
+            opt.zero_grad()
+            F.cross_entropy(net(xt, t), labels[i]).backward()
+            opt.step()
+            rate.step()
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #9487d579
 @lru_cache
 def mnist_guide(
-    device='cpu', # where it shall work
-): # NoisyClassifier for digits noised by the linear schedule of 1000 levels
+    device:str='cpu', # where it shall work
+)->NoisyClassifier: # for digits noised by the linear schedule of 1000 levels
     "The classifier of noisy digits that ships"
     data, _ = shipped('mnist_guide.json')
     net = NoisyClassifier()
@@ -82,15 +95,21 @@ def mnist_guide(
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #49a1d5f8
 def class_guidance(
-    net,    # NoisyClassifier, or any net(x_t, t (b,)) -> logits (b,classes)
-    labels, # the class wanted: a number, or (b,) numbers, one for each image
-): # guidance_fn(x_t, t) -> (b,)
+    net:Callable,    # NoisyClassifier, or any net(x_t, t (b,)) -> logits (b,classes)
+    labels:int|list, # the class wanted: a number, or (b,) numbers, one for each image
+)->Callable: # guidance_fn(x_t, t) -> (b,)
     "log p(label given x_t), for guidance.guided"
     labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.ndim > 1: raise RequestError(f'labels must be a whole number or a list of them, not {labels.dtype} {tuple(labels.shape)}')
+    if labels.is_floating_point() or labels.ndim > 1:
+        raise RequestError('labels must be a whole number or a list of them, '
+                           f'not {labels.dtype} {tuple(labels.shape)}')
     def log_p(x, t):
         logits = net(x, torch.full((len(x),), t, device=x.device))
-        if labels.ndim and len(labels) != len(x): raise RequestError(f'{len(labels)} labels for {len(x)} images: give one for each, or one for all')
-        if not 0 <= labels.min() <= labels.max() < logits.shape[1]: raise RequestError(f'labels must lie in 0…{logits.shape[1] - 1}')
-        return logits.log_softmax(1).gather(1, labels.to(x.device).expand(len(x))[:, None])[:, 0]
+        if labels.ndim and len(labels) != len(x):
+            raise RequestError(f'{len(labels)} labels for {len(x)} images: '
+                               'give one for each, or one for all')
+        if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+            raise RequestError(f'labels must lie in 0…{logits.shape[1] - 1}')
+        mine = labels.to(x.device).expand(len(x))[:, None]
+        return logits.log_softmax(1).gather(1, mine)[:, 0]
     return log_p
