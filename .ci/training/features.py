@@ -218,7 +218,7 @@ def main():
     ap.add_argument('--smoke', action='store_true')
     a = ap.parse_args()
     minutes = a.minutes or (.5 if a.smoke else 2.8)
-    file = a.data or next((p for p in map(Path, ('gpu/cifar10_jpeg.npz', '/work/shared/data/cifar10_jpeg.npz', 'shared/data/cifar10_jpeg.npz'))
+    file = a.data or next((p for p in map(Path, ('gpu/cifar10_jpeg.npz', 'shared/data/cifar10_jpeg.npz'))
                            if p.exists()), Path('gpu/cifar10_jpeg.npz'))
     a.out.mkdir(parents=True, exist_ok=True)
     images = load(file, *((800, 300) if a.smoke else ()))   # before CUDA starts, for the sake of fork
