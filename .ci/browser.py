@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The playground in a real browser: headless Chromium, driven by Playwright, against Voilà on the loopback address.
 
-    browser.py [FOLDER]     presses, drags and reads what nbs/80_playground.ipynb shows with a kernel, then the recordings stored
+    browser.py [FOLDER]     presses, drags and reads what nbs/7_app/05_playground.ipynb shows with a kernel, then the recordings stored
                             in it without one; exits 1 on an error of a page. FOLDER: where screenshots go.
 
 Set-up (Debian): apt-get install chromium; pip install '.[browser]'
@@ -10,7 +10,7 @@ import contextlib, json, os, re, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 from playwright.sync_api import sync_playwright
 
-NOTEBOOK = Path('nbs/80_playground.ipynb')
+NOTEBOOK = Path('nbs/7_app/05_playground.ipynb')
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 text = lambda s: s if isinstance(s, str) else ''.join(s)
 

@@ -17,12 +17,18 @@ KEYS = {
     'seed': SEED, 'device': str, 'data.dataset': str, 'data.root': str, 'log.out_dir': str,
     'diffusion.T': COUNT, 'diffusion.schedule': ('linear', 'cosine', 'quadratic'),
     'diffusion.posterior_var': ('posterior', 'beta', 'learned', 'analytic'),
-    'model.in_ch': COUNT, 'model.base_ch': COUNT, 'model.ch_mult': [COUNT], 'model.time_embed_dim': COUNT,
+    'model.in_ch': COUNT, 'model.base_ch': COUNT, 'model.ch_mult': [COUNT],
+    'model.time_embed_dim': COUNT,
     'checkpoints.dir': str, 'checkpoints.use_ema': bool, 'checkpoints.list': [str],
-    'sample.num_images': COUNT, 'sample.ddim_steps': COUNT, 'sample.save_grid_path': str, 'sample.save_anim_path': str}
+    'sample.num_images': COUNT, 'sample.ddim_steps': COUNT,
+    'sample.save_grid_path': str, 'sample.save_anim_path': str}
 
-_KINDS = {str: str, int: STEPS, float: float, bool: bool}              # what a field of a `Recipe` is in a file
-KEYS |= {f'sample.{f.name}': _KINDS[kind] for f in fields(Recipe) if (kind := (get_args(f.type) or (f.type,))[0]) in _KINDS}
+# %% ../../nbs/7_app/00_configurations.ipynb #e627d2fd
+_KINDS = {str: str, int: STEPS, float: float, bool: bool}       # the first type of a field
+
+for _field in fields(Recipe):
+    _kind = (get_args(_field.type) or (_field.type,))[0]
+    if _kind in _KINDS: KEYS[f'sample.{_field.name}'] = _KINDS[_kind]
 
 # %% ../../nbs/7_app/00_configurations.ipynb #b366de6e
 def _as(kind, v):
@@ -47,19 +53,23 @@ def _mistake(text):
 def _converted(where, key, v):
     "The value of a known key in the right type, or a RequestError that names file, key and value"
     if key not in KEYS:
-        raise _mistake(f'{where}: unknown key {key!r}; the nearest known one is {_nearest_key(key)!r}')
+        near = _nearest_key(key)
+        raise _mistake(f'{where}: unknown key {key!r}; the nearest known one is {near!r}')
     try: return _as(KEYS[key], v)
     except (ValueError, TypeError, OverflowError):
         raise _mistake(f'{where}: {key} must be {_wanted(KEYS[key])}, not {v!r}') from None
 
 # %% ../../nbs/7_app/00_configurations.ipynb #744bb3a2
+_WORDS = {
+    bool: 'true or false', str: 'text (in quotes, if it looks like a number)', float: 'a number',
+    STEPS: 'a whole number of at least 1, or a list of levels such as [1000, 500, 100]',
+    COUNT: 'a whole number of at least 1', SEED: f'a whole number from 0 to {SEED[-1]}'}
+
 def _wanted(kind):
     "A kind of value in words"
     if isinstance(kind, tuple): return 'one of ' + ', '.join(kind)
-    if isinstance(kind, list): return 'a list such as ' + ('[ema.pt, best.pt]' if kind[0] is str else '[1, 2, 4]')
-    if isinstance(kind, range): return 'a whole number ' + ('of at least 1' if kind is COUNT else f'from {kind.start} to {kind.stop - 1}')
-    return {bool: 'true or false', str: 'text (in quotes, if it looks like a number)', float: 'a number',
-            STEPS: 'a whole number of at least 1, or a list of levels such as [1000, 500, 100]'}[kind]
+    if kind == [str]: return 'a list such as [ema.pt, best.pt]'
+    return 'a list such as [1, 2, 4]' if isinstance(kind, list) else _WORDS[kind]
 
 # %% ../../nbs/7_app/00_configurations.ipynb #4043c6ac
 def _nearest_key(key):
@@ -71,12 +81,13 @@ def _nearest_key(key):
 
 # %% ../../nbs/7_app/00_configurations.ipynb #dc8ff165
 def read_config(
-    name=None, # a preset, mnist or cifar10; the path of a YAML file; or None for no configuration
-): # dict of 'section.key': value, of the keys that are set
+    name:str|Path=None, # mnist or cifar10, or the path of a YAML file; None: no configuration
+)->dict: # {'section.key': value} of the keys that are set
     "Read a configuration, checked and flattened"
     if name is None: return {}
     path = _config_path(name)
-    return {k: _converted(path.name, k, v) for k, v in _flat(path).items() if v is not None or k not in KEYS}
+    said = {k: v for k, v in _flat(path).items() if v is not None or k not in KEYS}
+    return {k: _converted(path.name, k, v) for k, v in said.items()}
 
 # %% ../../nbs/7_app/00_configurations.ipynb #babb6f19
 def _config_path(name):
@@ -96,14 +107,17 @@ def _assets():
 def _flat(path):
     "The contents of a YAML file as 'section.key': value"
     import yaml
+    wrong = lambda text: _mistake(f'{path.name}{text}')
     try: tree = yaml.safe_load(path.read_bytes()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = f': {e.problem} in line {e.problem_mark.line + 1}' if getattr(e, 'problem_mark', None) else ''
-        raise _mistake(f'{path.name} is not YAML{where}') from None
-    if not isinstance(tree, dict): raise _mistake(f'{path.name}: sections such as `sample:` are needed, not a {type(tree).__name__}')
+        mark = getattr(e, 'problem_mark', None)
+        where = f': {e.problem} in line {mark.line + 1}' if mark else ''
+        raise wrong(f' is not YAML{where}') from None
+    if not isinstance(tree, dict):
+        raise wrong(f': sections such as `sample:` are needed, not a {type(tree).__name__}')
     flat, sections = {}, {k.split('.')[0] for k in KEYS if '.' in k}
     for k, v in tree.items():
-        if k not in sections: flat[str(k)] = v
-        elif isinstance(v or {}, dict): flat |= {f'{k}.{inner}': u for inner, u in (v or {}).items()}
-        else: raise _mistake(f'{path.name}: {k} is a section with keys of its own, not {v!r}')
+        if isinstance(v, dict) and v: flat |= {f'{k}.{inner}': u for inner, u in v.items()}
+        elif k not in sections: flat[str(k)] = v
+        elif v: raise wrong(f': {k} is a section with keys of its own, not {v!r}')
     return flat

@@ -19,103 +19,122 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         "As argparse, but a command answers for its own options, and names the nearest"
         known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            from difflib import get_close_matches
-            near = get_close_matches(unknown[0], self._option_string_actions, 1)
-            self.error(f'unrecognized arguments: {" ".join(unknown)}' + (f'; did you mean {near[0]}?' if near else ''))
-        return known, unknown
+        if not unknown: return known, unknown
+        from difflib import get_close_matches
+        near = get_close_matches(unknown[0], self._option_string_actions, 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        self.error(f'unrecognized arguments: {" ".join(unknown)}{hint}')
 
 # %% ../../nbs/7_app/01_requests.ipynb #c7220154
 def _file_options(p):
     "Options that say which checkpoint, and how to run it"
-    a = p.add_argument
+    a, weights = p.add_argument, p.add_mutually_exclusive_group()
     a('--config', metavar='C', help='a preset (mnist, cifar10) or a YAML file; arguments beat it')
-    weights = p.add_mutually_exclusive_group()
-    b = lambda flag, text: weights.add_argument(flag, dest='weights', action='store_const', const=flag[2:], help=text)
-    b('--ema', 'the averaged weights (default)')
-    b('--raw', 'the weights as the optimizer left them')
-    a('--device', metavar='D', help='auto (default: CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps')
-    a('--strict', action='store_true', default=None, help='what contradicts the checkpoint is an error, not a warning')
+    flag = partial(weights.add_argument, dest='weights', action='store_const')
+    flag('--ema', const='ema', help='the averaged weights (default)')
+    flag('--raw', const='raw', help='the weights as the optimizer left them')
+    a('--device', metavar='D', help='cpu, cuda, cuda:1, mps or auto: the best there is (default)')
+    a('--strict', action='store_true', default=None,
+      help='what contradicts the checkpoint is an error, not a warning')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
 # %% ../../nbs/7_app/01_requests.ipynb #763f210a
-def _sampling_options(p):
+def _sampling_options(p, usual='ddpm'):
     "Options that say how to sample, one for each field of a `Recipe`, and which images"
+    a, sampler = p.add_argument, p.add_mutually_exclusive_group()
+    sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim',
+                         help='the same as --sampler ddim')
+    for name, kind, told in _settings():
+        add = sampler.add_argument if name == 'sampler' else a
+        told = re.sub(r'\(default: ddpm\b', f'(default: {usual}', told)
+        add(f'--{name}', help=told, **_READERS[kind])
+    a('--seed', type=_whole(SEED), metavar='I',
+      help='of the noise; image i depends on the seed and on i alone (default: 0)')
+    a('--batch-size', type=_whole(COUNT), metavar='N',
+      help='how many images at a time; changes them by rounding at most (default: 64)')
+    a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
+
+def _settings():
+    "(name, type, help) of each field of a `Recipe`; what takes a function is for Python alone"
     from dataclasses import fields
     from typing import get_args
     from fastcore.docments import docments
     from ddpm_sampling.basics.recipes import Recipe
-    a = p.add_argument
     try: told = docments(Recipe)
-    except OSError: told = dict.fromkeys(f.name for f in fields(Recipe))       # installed without its source
-    sampler = p.add_mutually_exclusive_group()
+    except OSError: told = {}                                   # installed without its source
     for f in fields(Recipe):
         kind = (get_args(f.type) or (f.type,))[0]
-        if kind not in _READERS: continue                                        # a function: for Python alone
-        (sampler.add_argument if f.name == 'sampler' else a)(f'--{f.name}', help=_as_help(told[f.name]), **_READERS[kind])
-    sampler.add_argument('--ddim', dest='sampler', action='store_const', const='ddim', help='the same as --sampler ddim')
-    a('--seed', type=_whole(SEED), metavar='I', help='image i depends on (seed, i) alone (default: 0)')
-    a('--batch-size', type=_whole(COUNT), metavar='N', help='how many at a time; changes no image (default: 64)')
-    a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
+        if kind in _READERS: yield f.name, kind, _as_help(told.get(f.name) or '')
 
 def _as_help(text):
     "What is said of a field, for those who do not write Python"
-    return text and re.sub('; None: (.*)', r' (default: \1)', re.sub('; in Python also .*', '', text))
+    text = re.sub('; in Python also .*', '', ' '.join(text.split()))
+    return re.sub('; None: (.*)', r' (default: \1)', text)
+
+# %% ../../nbs/7_app/01_requests.ipynb #5522b60d
+def _one_checkpoint(p):
+    "The checkpoint of a picture"
+    p.add_argument('--ckpt', metavar='FILE',
+                   help='a .pt or .safetensors file, a folder of diffusers, or a name in the '
+                        "configuration's folder (default: the bundled MNIST network)")
 
 def _grid_options(p):
     "What only `sample.grid` takes"
     _one_checkpoint(p)
-    p.add_argument('--num-samples', type=_whole(COUNT), metavar='N', help='how many images (default: 64)')
+    p.add_argument('--num-samples', type=_whole(COUNT), metavar='N',
+                   help='how many images (default: 64)')
 
 # %% ../../nbs/7_app/01_requests.ipynb #cb2e045c
 def _film_options(p):
     "What only `sample.traj` takes"
     _one_checkpoint(p)
-    which = p.add_mutually_exclusive_group()
-    which.add_argument('--idx', type=_numbers, metavar='I', help='which image of the seed, or several with commas: a grid (default: 0)')
-    which.add_argument('--num-samples', type=_whole(COUNT), metavar='N', help='the first N images instead')
-    a = p.add_argument
-    a('--record-every', type=_whole(COUNT), metavar='K', help='every K-th step is a frame, and always the first and the last (default: 10)')
+    a, which = p.add_argument, p.add_mutually_exclusive_group()
+    which.add_argument('--idx', type=_numbers, metavar='I',
+                       help='number of the image, or several such as 0,3,5 for a grid (default: 0)')
+    which.add_argument('--num-samples', type=_whole(COUNT), metavar='N',
+                       help='the first N images instead')
+    a('--record-every', type=_whole(COUNT), metavar='K',
+      help='every K-th step is a frame, and always the first and the last (default: 10)')
     a('--fps', type=float, metavar='F', help='frames a second (default: 12)')
     a('--format', choices=('gif', 'mp4', 'both'), help='what to write (default: gif)')
-    a('--guess', action='store_true', default=None, help='beside each picture, what the network takes it for')
+    a('--guess', action='store_true', default=None,
+      help='beside each picture, the finished image that the network sees in it')
 
-# %% ../../nbs/7_app/01_requests.ipynb #5522b60d
-def _one_checkpoint(p):
-    "The checkpoint of a picture"
-    p.add_argument('--ckpt', metavar='FILE', help="a .pt or .safetensors file, a folder of diffusers, or a name in the configuration's folder (default: the bundled MNIST network)")
-
+# %% ../../nbs/7_app/01_requests.ipynb #2629976f
 def _quality_options(p):
     "What only `eval.quality` and `compare.ckpts` take"
     a = p.add_argument
-    a('--ckpt', nargs='+', dest='ckpts', metavar='FILE', help='files, folders of them, or folders of diffusers (default: the bundled epochs)')
-    a('--num-samples', type=_whole(COUNT), metavar='N', help='images for each row of the table (default: 1000; 100 for a quick look)')
-    a('--reference', metavar='R', help='real images to measure against: mnist (default), mirrored (MNIST, mirrored at random as Day 6 trains), or a path')
-    a('--holdout', metavar='PATH', help='with --reference PATH: real images that the network has not seen, to tell copies of training images')
-    a('--features', choices=('mnist', 'inception'), help='what makes the features (default: mnist, the small network that ships)')
+    a('--ckpt', nargs='+', dest='ckpts', metavar='FILE',
+      help='files, folders of them, or folders of diffusers (default: the bundled epochs)')
+    a('--num-samples', type=_whole(COUNT), metavar='N',
+      help='images for each row of the table (default: 1000; 100 for a quick look)')
+    a('--reference', metavar='R',
+      help='real images to measure against: mnist (default), mirrored (MNIST, mirrored at random '
+           'as Day 6 trains), or a path')
+    a('--holdout', metavar='PATH',
+      help='with --reference PATH: real images that the network has not seen, to tell copies of '
+           'training images')
+    a('--features', choices=('mnist', 'inception'),
+      help='what makes the features (default: mnist, the small network that ships)')
 
 # %% ../../nbs/7_app/01_requests.ipynb #dfeec2ca
-def _whole(kind):
-    "The reader of a whole number from a range"
-    def read(text):
-        try: return _as(kind, text)
+def _reader(read, wanted):
+    "`read` for `argparse`; what it cannot read is told with what is wanted"
+    def reader(text):
+        try: return read(text)
         except (ValueError, OverflowError): pass
-        raise argparse.ArgumentTypeError(f'{_wanted(kind)}, not {text!r}')
-    return read
+        raise argparse.ArgumentTypeError(f'{wanted}, not {text!r}')
+    return reader
 
-def _steps(text):
-    "What --steps takes: a whole number, or several with commas"
-    try: ts = [int(t) for t in text.split(',')]
-    except ValueError: raise argparse.ArgumentTypeError(f'a number such as 50, or a list such as 1000,500,100, not {text!r}')
-    return ts if ',' in text else ts[0]
+def _whole(kind): return _reader(lambda text: _as(kind, text), _wanted(kind))
 
-def _numbers(text):
-    "What --idx takes: whole numbers with commas"
-    try: return [_as(SEED, i) for i in text.split(',')]
-    except (ValueError, OverflowError): raise argparse.ArgumentTypeError(f'a number such as 5, or a list such as 0,1,2,3, each at least 0, not {text!r}')
+_steps = _reader(lambda text: [int(t) for t in text.split(',')] if ',' in text else int(text),
+                 'a number such as 50, or a list such as 1000,500,100')
+_numbers = _reader(lambda text: [_as(SEED, i) for i in text.split(',')],
+                   'a number such as 5, or a list such as 0,1,2,3, each at least 0')
 
-_READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'), float: dict(type=float, metavar='X'),
-            bool: dict(action=argparse.BooleanOptionalAction)}
+_READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'),
+            float: dict(type=float, metavar='X'), bool: dict(action=argparse.BooleanOptionalAction)}
 
 # %% ../../nbs/7_app/01_requests.ipynb #b27abecf
 DEFAULTS = dict(
@@ -124,17 +143,19 @@ DEFAULTS = dict(
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
     ckpts=None, reference=None, holdout=None, features='mnist')
 
+_SAYS = dict(seed='seed', device='device', num_samples='sample.num_images', out='log.out_dir',
+             weights='checkpoints.use_ema')
 _MEANT = dict(ddim=dict(steps='sample.ddim_steps'), ddpm=dict(variance='diffusion.posterior_var'))
 
 def _settle(args, cfg):
     "What is to be done: argument before configuration before default"
     given = {k: v for k, v in vars(args).items() if v is not None}
-    keys = dict(seed='seed', device='device', num_samples='sample.num_images', out='log.out_dir', weights='checkpoints.use_ema')
-    if hasattr(args, 'reference'): given = dict(sampler='ddim', num_samples=1000) | given      # a measurement, not a gallery
-    said = {k: cfg[key] for k, key in keys.items() if key in cfg}
+    said = {k: cfg[key] for k, key in _SAYS.items() if key in cfg}
     if 'weights' in said: said['weights'] = 'ema' if said['weights'] else 'raw'
-    if 'out' not in given: said |= {'grid': cfg.get('sample.save_grid_path'), 'anim': cfg.get('sample.save_anim_path')}
-    if hasattr(args, 'record_every'):                         # a film: of image 0, if no argument says otherwise
+    if 'out' not in given: said |= {k: cfg.get(f'sample.save_{k}_path') for k in ('grid', 'anim')}
+    if hasattr(args, 'reference'):                            # a measurement, not a gallery
+        given = dict(sampler='ddim', num_samples=1000) | given
+    if hasattr(args, 'record_every'):            # a film: of image 0, if no argument says otherwise
         given.setdefault('idx', list(range(given.get('num_samples', 1))))
         given['num_samples'] = len(given['idx'])
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
@@ -146,7 +167,7 @@ def _asked(a):
     return Recipe(**{k: v for k, v in vars(a).items() if k in Recipe.__dataclass_fields__})
 
 def _recipe(a, cfg, ck):
-    "How to sample: argument, then configuration; what both leave open the checkpoint's makers say, or the library"
+    "How to sample: argument, then configuration; the rest is left to the checkpoint's makers"
     from ddpm_sampling.basics.recipes import Recipe
     how = _asked(a).over(Recipe(**{k: cfg.get(f'sample.{k}') for k in Recipe.__dataclass_fields__}))
     sampler = how.sampler or (ck.defaults or Recipe()).sampler or 'ddpm'
@@ -160,8 +181,12 @@ def _find(a, cfg):
     if a.ckpt: return _look_up(a.ckpt, [Path(), home])
     if listed: return _look_up(listed[-1], [home])
     if folder: return _newest(home, a.weights)
-    if (data := cfg.get('data.dataset', 'mnist')) != 'mnist':
-        raise _mistake(f'no checkpoint for {data} ships with this package, only for mnist: give one with --ckpt FILE')
+    _ships(cfg, 'no checkpoint for {} ships', 'give one with --ckpt FILE')
+
+def _ships(cfg, none, do):
+    "Refuse what the package has no checkpoint for"
+    if (data := cfg.get('data.dataset', 'mnist')) == 'mnist': return
+    raise _mistake(f'{none.format(data)} with this package, only for mnist: {do}')
 
 # %% ../../nbs/7_app/01_requests.ipynb #db01162f
 def _look_up(name, folders):
@@ -169,31 +194,39 @@ def _look_up(name, folders):
     for folder in folders:
         for p in (folder/name, folder/f'{name}.pt', folder/f'{name}.safetensors'):
             if p.exists(): return p
-    where = 'the package' if folders[-1] == _assets() else folders[-1]
-    there = ', '.join(p.name for p in _in(folders[-1], 'mnist_epoch_*.pt' if where == 'the package' else '*')[-8:]) or 'none'
-    raise _mistake(f'{name}: no such file, nor a checkpoint of that name in {where}, which has {there}')
+    own = folders[-1] == _assets()
+    where, names = ('the package', 'mnist_epoch_*.pt') if own else (folders[-1], '*')
+    there = ', '.join(p.name for p in _in(folders[-1], names)[-8:]) or 'none'
+    raise _mistake(f'{name}: no such file, nor a checkpoint of that name in {where}, '
+                   f'which has {there}')
 
 def _in(folder, names='*'):
     "The checkpoints in a folder: files, and folders of diffusers"
-    from ddpm_sampling.networks.checkpoints import is_pipeline
-    return sorted(p for p in folder.glob(names) if p.suffix in ('.pt', '.safetensors') or is_pipeline(p))
+    from ddpm_sampling.networks.folders import is_pipeline
+    return sorted(p for p in folder.glob(names)
+                  if p.suffix in ('.pt', '.safetensors') or is_pipeline(p))
 
+# %% ../../nbs/7_app/01_requests.ipynb #1871d953
 def _newest(folder, weights):
-    "The folder itself, if diffusers wrote it, or the checkpoint that a training run left last in it"
-    from ddpm_sampling.networks.checkpoints import is_pipeline
+    "The folder itself, if diffusers wrote it, or what a training run left last in it"
+    from ddpm_sampling.networks.folders import is_pipeline
     if is_pipeline(folder): return folder
     epochs = sorted((p.name for p in folder.glob('checkpoint_epoch_*.pt')), reverse=True)
     for name in ['ema.pt']*(weights == 'ema') + ['latest.pt', *epochs, 'best.pt']:
         if (folder/name).exists(): return folder/name
-    raise _mistake(f'no checkpoint in {folder}: looked for ema.pt, latest.pt, checkpoint_epoch_*.pt and best.pt')
+    raise _mistake(f'no checkpoint in {folder}: looked for ema.pt, latest.pt, '
+                   'checkpoint_epoch_*.pt and best.pt')
 
 # %% ../../nbs/7_app/01_requests.ipynb #2fa4715e
 def _contradictions(cfg, ck):
     "What the configuration says otherwise than the checkpoint, a phrase each"
     from ddpm_sampling.networks.unets import UNet
-    true = {'data.dataset': ck.dataset, 'model.in_ch': ck.shape[0]}
-    true |= {'diffusion.T': ck.schedule.T, 'diffusion.schedule': ck.schedule.name}
-    if isinstance(ck.net, UNet): true |= {'model.base_ch': ck.net.c, 'model.ch_mult': [1, 2, 4], 'model.time_embed_dim': ck.net.dim}
+    net, sched = ck.net, ck.schedule
+    true = {'data.dataset': ck.dataset, 'model.in_ch': ck.shape[0],
+            'diffusion.T': sched.T, 'diffusion.schedule': sched.name}
+    if isinstance(net, UNet):
+        true |= {'model.base_ch': net.c, 'model.time_embed_dim': net.dim}
+        true |= {'model.ch_mult': [1, 2, 4]}
     return [f'{k} is {v} in the checkpoint, {cfg[k]} in the configuration'
             for k, v in true.items() if v is not None and k in cfg and v != cfg[k]]
 
@@ -207,14 +240,14 @@ def _confront(cfg, ck, strict):
 # %% ../../nbs/7_app/01_requests.ipynb #f9dc223e
 def _load(a, cfg, path=None):
     "The checkpoint of a request, confronted with the configuration"
-    from ddpm_sampling.networks.checkpoints import is_pipeline, is_safetensors, recorded_schedule, load_checkpoint
+    from ddpm_sampling.networks.loading import load_checkpoint
     from ddpm_sampling.sampler.schedules import Schedule
-    load = partial(load_checkpoint, path or _find(a, cfg), weights=a.weights, device=a.device, strict=a.strict)
+    load = partial(load_checkpoint, path or _find(a, cfg),
+                   weights=a.weights, device=a.device, strict=a.strict)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         ck = load()
-        tells = is_pipeline(ck.path) or is_safetensors(ck.path) or recorded_schedule(ck.config or {}) is not None
-        if not tells and {'diffusion.schedule', 'diffusion.T'} & cfg.keys():
+        if not _tells_schedule(ck) and {'diffusion.schedule', 'diffusion.T'} & cfg.keys():
             told.clear()
             family = getattr(Schedule, cfg.get('diffusion.schedule', 'linear'))
             ck = load(schedule=family(cfg.get('diffusion.T', 1000)))
@@ -222,44 +255,64 @@ def _load(a, cfg, path=None):
     _confront(cfg, ck, a.strict)
     return ck
 
+def _tells_schedule(ck):
+    "Whether the file records a schedule"
+    from ddpm_sampling.networks.folders import is_pipeline
+    from ddpm_sampling.networks.safe_files import is_safetensors
+    from ddpm_sampling.networks.day6_files import recorded_schedule
+    if is_pipeline(ck.path) or is_safetensors(ck.path): return True
+    return recorded_schedule(ck.config or {}) is not None
+
 # %% ../../nbs/7_app/01_requests.ipynb #f5f08fe4
 def _listed(a, cfg):
     "The paths of the checkpoints to compare"
-    from ddpm_sampling.networks.checkpoints import bundled_checkpoints
+    from ddpm_sampling.networks.loading import bundled_checkpoints
     folder, names = cfg.get('checkpoints.dir'), a.ckpts or cfg.get('checkpoints.list')
     home = Path(folder).expanduser() if folder else _assets()
     if names: return [p for name in names for p in _epochs_in(_look_up(name, [Path(), home]))]
     if folder: return _epochs_in(home)
-    if (data := cfg.get('data.dataset', 'mnist')) != 'mnist':
-        raise _mistake(f'no checkpoints for {data} ship with this package, only for mnist: give some with --ckpt FILE…')
+    _ships(cfg, 'no checkpoints for {} ship', 'give some with --ckpt FILE…')
     return [b['path'] for b in bundled_checkpoints()]
 
 def _epochs_in(path):
-    "The file or the folder of diffusers itself, or the epochs in a folder, or else all its checkpoints"
-    from ddpm_sampling.networks.checkpoints import is_pipeline
+    "A file or folder of diffusers as it is; of another folder the epochs, or else all checkpoints"
+    from ddpm_sampling.networks.folders import is_pipeline
     if not path.is_dir() or is_pipeline(path): return [path]
-    files = _in(path, 'checkpoint_epoch_*.pt') or _in(path)
-    if not files: raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt, *.pt, *.safetensors and folders of diffusers')
-    return files
+    if files := _in(path, 'checkpoint_epoch_*.pt') or _in(path): return files
+    raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt, *.pt, '
+                   '*.safetensors and folders of diffusers')
 
 # %% ../../nbs/7_app/01_requests.ipynb #b261cd59
 def _checkpoints(a, cfg):
     "{name: Checkpoint}, by epoch"
     cks = [_load(a, cfg, path) for path in dict.fromkeys(_listed(a, cfg))]
-    names = [('no epoch' if ck.epoch is None else f'epoch {ck.epoch}') + ', raw'*(a.weights == 'raw') for ck in cks]
-    for more in (lambda ck: ck.path.stem, lambda ck: ck.path.parent.name, lambda ck: f'{zlib.crc32(str(ck.path.resolve()).encode()):08x}'):
-        names = [name if names.count(name) == 1 else f'{name}, {more(ck)}' for name, ck in zip(names, cks)]
-    if len({ck.shape for ck in cks}) > 1: raise _mistake('these checkpoints make images of different shapes: ' + ', '.join(f'{n}: {"×".join(map(str, ck.shape))}' for n, ck in zip(names, cks)))
-    return dict(sorted(zip(names, cks), key=lambda pair: (pair[1].epoch is None, pair[1].epoch or 0)))
+    named = dict(zip(_names(cks, a.weights), cks))
+    if len({ck.shape for ck in cks}) > 1:
+        shapes = ', '.join(f'{name}: {_times(ck.shape)}' for name, ck in named.items())
+        raise _mistake(f'these checkpoints make images of different shapes: {shapes}')
+    by_epoch = lambda pair: (pair[1].epoch is None, pair[1].epoch or 0)
+    return dict(sorted(named.items(), key=by_epoch))
+
+def _names(cks, weights):
+    "The epochs; where two are equal, also file, folder and a checksum of the path"
+    names = ['no epoch' if ck.epoch is None else f'epoch {ck.epoch}' for ck in cks]
+    if weights == 'raw': names = [f'{name}, raw' for name in names]
+    for more in (lambda p: p.stem, lambda p: p.parent.name, lambda p: _crc(p.resolve())):
+        names = [name if names.count(name) == 1 else f'{name}, {more(ck.path)}'
+                 for name, ck in zip(names, cks)]
+    return names
+
+def _times(shape): return '×'.join(map(str, shape))
+def _crc(x): return f'{zlib.crc32(x if isinstance(x, bytes) else str(x).encode()):08x}'
 
 # %% ../../nbs/7_app/01_requests.ipynb #be7bfbe1
 def _name(a, ck, way, own):
-    "A file name, without its ending, that tells all settings on which a picture depends; `own`: the command's"
-    from ddpm_sampling.networks.checkpoints import bundled_checkpoints
+    "A file name, without ending, of all settings on which a picture depends; `own`: the command's"
+    from ddpm_sampling.networks.loading import bundled_checkpoints
     shipped, how = any(ck.path == b['path'] for b in bundled_checkpoints()), way.how.said()
-    parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path):08x}'), ck.weights]
-    listed, clip = isinstance(how.pop('steps', None), tuple), how.pop('clip')
-    parts += [f'{how.pop("sampler")}{len(way.plan)}' + (f'-{way.plan.key}' if listed else '')]
+    sampler, steps, clip = (how.pop(k, None) for k in ('sampler', 'steps', 'clip'))
+    parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path)}'), ck.weights]
+    parts += [f'{sampler}{len(way.plan)}' + f'-{way.plan.key}'*isinstance(steps, tuple)]
     parts += [v if isinstance(v, str) else f'{k}{v:g}' for k, v in how.items() if v != 'posterior']
     if clip != 1: parts += [f'clip{clip:g}' if clip else 'noclip']
     return '_'.join([*parts, *own, f'seed{a.seed}'])
@@ -268,7 +321,7 @@ def _name(a, ck, way, own):
 def _checksum(path):
     "Of a file, or of all files in a folder"
     files = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
-    return zlib.crc32(b''.join(p.read_bytes() for p in files))
+    return _crc(b''.join(p.read_bytes() for p in files))
 
 def _filled(path, ck):
     "A path in which {E} is the checkpoint's epoch"
@@ -278,18 +331,22 @@ def _grid_path(a, ck, way):
     "Where the grid is written: a file that was named, or a telling name in a folder"
     if a.grid and a.grid.lower().endswith('.png'): return _filled(a.grid, ck)
     own = [f'n{a.num_samples}'] if a.num_samples != 64 else []
-    return (_filled(a.grid, ck) if a.grid else _filled(a.out, ck)/'grids')/f'{_name(a, ck, way, own)}.png'
+    folder = _filled(a.grid, ck) if a.grid else _filled(a.out, ck)/'grids'
+    return folder/f'{_name(a, ck, way, own)}.png'
 
 # %% ../../nbs/7_app/01_requests.ipynb #c1b6e6a2
 def _film_paths(a, ck, way):
     "Where films are written, and the strip"
     named = a.anim and a.anim.lower().endswith(('.gif', '.mp4'))
-    ends = {None: [a.anim[-3:].lower() if named else 'gif'], 'both': ['gif', 'mp4']}.get(a.format, [a.format])
-    if named: base = _filled(a.anim[:-4], ck)
-    else: base = (_filled(a.anim, ck) if a.anim else _filled(a.out, ck)/'animations')/_name(a, ck, way, _film_settings(a))
-    return [base.with_name(f'{base.name}.{end}') for end in ends], base.with_name(f'{base.name}_strip.png')
+    usual = a.anim[-3:].lower() if named else 'gif'
+    ends = {None: [usual], 'both': ['gif', 'mp4']}.get(a.format, [a.format])
+    folder = _filled(a.anim, ck) if a.anim else _filled(a.out, ck)/'animations'
+    base = _filled(a.anim[:-4], ck) if named else folder/_name(a, ck, way, _film_settings(a))
+    own = lambda end: base.with_name(base.name + end)
+    return [own(f'.{end}') for end in ends], own('_strip.png')
 
 def _film_settings(a):
     "What a film depends on beside what every picture does"
-    numbers = '-'.join(map(str, a.idx)) if len(a.idx) < 6 else f'{a.idx[0]}-{a.idx[-1]}-{zlib.crc32(repr(a.idx).encode()):08x}'
-    return ['idx' + numbers, *[f'{k}{v:g}' for k, v, usual in (('every', a.record_every, 10), ('fps', a.fps, 12)) if v != usual], *['x0']*a.guess]
+    i, own = a.idx, [('every', a.record_every, 10), ('fps', a.fps, 12)]
+    numbers = '-'.join(map(str, i)) if len(i) < 6 else f'{i[0]}-{i[-1]}-{_crc(i)}'
+    return [f'idx{numbers}', *[f'{k}{v:g}' for k, v, usual in own if v != usual], *['x0']*a.guess]

@@ -19,7 +19,8 @@ def timestep_features(
     dim:int, # number of features D, even, at least 4
 )->Tensor: # (b,dim) float32: D/2 sines, then D/2 cosines
     "Sines and cosines of `t` at frequencies from 1 down to 1/10000"
-    f = torch.exp(-math.log(10000) * torch.arange(dim//2, dtype=torch.float32, device=t.device) / (dim//2 - 1))
+    i = torch.arange(dim//2, dtype=torch.float32, device=t.device)
+    f = torch.exp(-math.log(10000) * i / (dim//2 - 1))
     a = t[:,None].float() * f
     return torch.cat([a.sin(), a.cos()], dim=1)
 
@@ -31,9 +32,11 @@ class TimeEmbedding(nn.Module):
     ):
         super().__init__()
         self.dim = dim
-        self.mlp = nn.Sequential(nn.Linear(dim, 4*dim), nn.SiLU(), nn.Dropout(0.), nn.Linear(4*dim, dim))
+        layers = nn.Linear(dim, 4*dim), nn.SiLU(), nn.Dropout(0.), nn.Linear(4*dim, dim)
+        self.mlp = nn.Sequential(*layers)
 
-    def forward(self, t): return self.mlp(timestep_features(t, self.dim).to(self.mlp[0].weight.dtype))
+    def forward(self, t:Tensor)->Tensor: # (b,) integers -> (b,dim)
+        return self.mlp(timestep_features(t, self.dim).to(self.mlp[0].weight.dtype))
 
 # %% ../../nbs/2_networks/00_unets.ipynb #87c8c0b4
 class Block(nn.Module):
@@ -49,7 +52,7 @@ class Block(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, o), nn.Conv2d(o, o, 3, padding=1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
-    def forward(self, x, emb):
+    def forward(self, x:Tensor, emb:Tensor)->Tensor: # (b,i,h,w), (b,dim) -> (b,o,h,w)
         h = self.conv1(F.silu(self.norm1(x))) + self.time_proj(F.silu(emb))[:,:,None,None]
         return self.conv2(F.silu(self.norm2(h))) + self.skip(x)
 
@@ -66,9 +69,13 @@ class UNet(nn.Module):
         self.c_in, self.c_out, self.c, self.dim = c_in, c_out, c, dim
         self.time_embed = TimeEmbedding(dim)
         self.input_conv = nn.Conv2d(c_in, c, 3, padding=1)
-        self.down1, self.down2, self.down3 = Block(c, c, dim), Block(c, 2*c, dim), Block(2*c, 4*c, dim)
+        self.down1 = Block(c, c, dim)
+        self.down2 = Block(c, 2*c, dim)
+        self.down3 = Block(2*c, 4*c, dim)
         self.middle = Block(4*c, 4*c, dim)
-        self.up3, self.up2, self.up1 = Block(8*c, 2*c, dim), Block(4*c, c, dim), Block(2*c, c, dim)
+        self.up3 = Block(8*c, 2*c, dim)
+        self.up2 = Block(4*c, c, dim)
+        self.up1 = Block(2*c, c, dim)
         self.output_conv = nn.Conv2d(c, c_out, 3, padding=1)
 
 # %% ../../nbs/2_networks/00_unets.ipynb #ea12b02e
@@ -79,7 +86,8 @@ def forward(self:UNet,
 )->Tensor: # the prediction, (b,c_out,h,w)
     "What the network predicts from `x` at its timestep `t`"
     if x.shape[-1]%8 or x.shape[-2]%8:
-        raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: they are halved three times')
+        raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: '
+                           'they are halved three times')
     emb = self.time_embed(t)
     h1 = self.down1(self.input_conv(x), emb)
     h2 = self.down2(F.avg_pool2d(h1, 2), emb)
@@ -96,7 +104,8 @@ def _bare_names(tensors):
     for n,v in tensors.items():
         bare = '.'.join(p for p in str(n).split('.') if p not in ('module', '_orig_mod'))
         if bare in out:
-            raise CheckpointError(f'two tensors are both called `{bare}` without their wrappers\' prefixes')
+            raise CheckpointError(f'two tensors are both called `{bare}` '
+                                  "without their wrappers' prefixes")
         out[bare] = v
     return out
 
@@ -109,44 +118,66 @@ def _some(items, n=3):
 # %% ../../nbs/2_networks/00_unets.ipynb #55b248fc
 def _unet_sizes(tensors):
     "c_in, c_out, c and dim, read off the shapes of three tensors"
-    shape = lambda n, d: tuple(v.shape) if isinstance(v:=tensors.get(n), Tensor) and v.ndim==d else None
-    first, last, time = shape('input_conv.weight', 4), shape('output_conv.weight', 4), shape('time_embed.mlp.3.weight', 2)
+    def shape(n, d):
+        v = tensors.get(n)
+        return tuple(v.shape) if isinstance(v, Tensor) and v.ndim==d else None
+    first, last = shape('input_conv.weight', 4), shape('output_conv.weight', 4)
+    time = shape('time_embed.mlp.3.weight', 2)
     if not (first and last and time):
-        raise CheckpointError('not the tensors of a Day-6 U-Net: it has `input_conv.weight` (C,C_in,3,3), '
-            '`output_conv.weight` (C_out,C,3,3) and '
-            f'`time_embed.mlp.3.weight` (D,4D); found {_some([f"`{n}`" for n in tensors]) or "nothing"}')
+        found = _some([f'`{n}`' for n in tensors]) or 'nothing'
+        raise CheckpointError('not the tensors of a Day-6 U-Net: it has `input_conv.weight` '
+            '(C,C_in,3,3), `output_conv.weight` (C_out,C,3,3) and '
+            f'`time_embed.mlp.3.weight` (D,4D); found {found}')
     (c,c_in), c_out, dim = first[:2], last[0], time[0]
     if c<8 or c%8:
-        raise CheckpointError(f'`input_conv.weight` has {c} channels: a Day-6 U-Net has a multiple of 8')
+        raise CheckpointError(f'`input_conv.weight` has {c} channels: '
+                              'a Day-6 U-Net has a multiple of 8')
     if dim<4 or dim%2:
-        raise CheckpointError(f'`time_embed.mlp.3.weight` has width {dim}: a Day-6 U-Net has an even one, at least 4')
+        raise CheckpointError(f'`time_embed.mlp.3.weight` has width {dim}: '
+                              'a Day-6 U-Net has an even one, at least 4')
     if c_out not in (c_in, 2*c_in):
-        raise CheckpointError(f'{c_in} channels in and {c_out} out: expected {c_in}, or {2*c_in} with a learned variance')
+        raise CheckpointError(f'{c_in} channels in and {c_out} out: '
+                              f'expected {c_in}, or {2*c_in} with a learned variance')
     return c_in, c_out, c, dim
 
 # %% ../../nbs/2_networks/00_unets.ipynb #9341fea0
-def _check_shapes(tensors, want):
-    "An error that names every kind of disagreement between the tensors and the shapes wanted"
-    ok = lambda v: isinstance(v, Tensor) and v.is_floating_point() and v.layout==torch.strided and not v.is_meta
+def _check_fit(tensors, want, whose, ok=lambda v: True):
+    "An error that names every kind of disagreement between tensors and those of a state dict"
     def say(v):
         if not isinstance(v, Tensor): return f'a {type(v).__name__}'
         return f'{tuple(v.shape)}' + ('' if ok(v) else f' of {v.dtype}')
-    missing = [f'`{n}` {s}' for n,s in want.items() if n not in tensors]
-    surplus = [f'`{n}` {say(v)}' for n,v in tensors.items() if n not in want]
-    wrong = [f'`{n}` is {say(tensors[n])}, expected {s}' for n,s in want.items()
-             if n in tensors and not (ok(v := tensors[n]) and tuple(v.shape)==s)]
-    said = [f'{k}: {_some(l)}' for k,l in (('missing',missing), ('surplus',surplus), ('wrong shape',wrong)) if l]
-    if said: raise CheckpointError('the tensors do not fit a Day-6 U-Net; ' + '; '.join(said))
+    def fits(v, w): return isinstance(v, Tensor) and ok(v) and v.shape==w.shape
+    found = {
+        'missing': [f'`{n}` {tuple(w.shape)}' for n,w in want.items() if n not in tensors],
+        'surplus': [f'`{n}` {say(v)}' for n,v in tensors.items() if n not in want],
+        'wrong shape': [f'`{n}` is {say(tensors[n])}, expected {tuple(w.shape)}'
+                        for n,w in want.items() if n in tensors and not fits(tensors[n], w)]}
+    said = [f'{k}: {_some(l)}' for k,l in found.items() if l]
+    if said: raise CheckpointError(f'the tensors do not fit {whose}; ' + '; '.join(said))
+
+def _is_weight(v): return v.is_floating_point() and v.layout==torch.strided and not v.is_meta
 
 # %% ../../nbs/2_networks/00_unets.ipynb #b52bb1a5
 def _as_float32(tensors):
-    "All tensors in float32, each looked at for NaN and infinity"
-    out = {n: v.detach().to(torch.float32, copy=True) for n,v in tensors.items()}
-    for n,v in out.items():
-        if not v.isfinite().all():
-            what = 'NaN' if v.isnan().any() else 'an infinite number'
-            raise CheckpointError(f'`{n}` holds {what}: these weights are broken, take an earlier checkpoint')
-    return out
+    "Copies of all tensors in float32"
+    return {n: v.detach().to(torch.float32, copy=True) for n,v in tensors.items()}
+
+def _check_finite(tensors):
+    "An error that names the first tensor with NaN or infinity in it"
+    broken = (n for n,v in tensors.items() if v.is_floating_point() and not v.isfinite().all())
+    if bad := next(broken, None):
+        what = 'NaN' if tensors[bad].isnan().any() else 'an infinite number'
+        raise CheckpointError(f'`{bad}` holds {what}: these weights are broken, '
+                              'take an earlier checkpoint')
+
+# %% ../../nbs/2_networks/00_unets.ipynb #62b75e92
+def _filled(net, tensors):
+    "`net` with these tensors, in eval mode and without gradients, if all of them fit"
+    name = getattr(net, 'label', type(net).__name__)
+    _check_fit(tensors, net.state_dict(), f'the network, {name}')
+    _check_finite(tensors)
+    net.load_state_dict(tensors, assign=True)
+    return net.eval().requires_grad_(False)
 
 # %% ../../nbs/2_networks/00_unets.ipynb #8e8b597e
 def unet_from_tensors(
@@ -155,6 +186,5 @@ def unet_from_tensors(
     "The Day-6 U-Net that these tensors belong to, recognised by their names and shapes"
     tensors = _bare_names(tensors)
     with torch.device('meta'): net = UNet(*_unet_sizes(tensors))
-    _check_shapes(tensors, {n: tuple(v.shape) for n,v in net.state_dict().items()})
-    net.load_state_dict(_as_float32(tensors), assign=True)
-    return net.eval().requires_grad_(False)
+    _check_fit(tensors, net.state_dict(), 'a Day-6 U-Net', _is_weight)
+    return _filled(net, _as_float32(tensors))

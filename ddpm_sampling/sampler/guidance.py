@@ -7,102 +7,118 @@ __all__ = ['guided', 'propagate_cov', 'clipping', 'classifier_free']
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #68a70bcc
 import math, torch, warnings
+from collections.abc import Callable
 from numbers import Real
+from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError
 from .denoisers import GaussianMixture, clipped, x0_and_eps
+from .plans import Plan
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #83a1cbbc
 def guided(
-    den,           # den(x, t, abar) -> (x0_hat, eps_hat, frac), without clipping
-    guidance_fn,   # guidance_fn(x_t (b,…), t an int in 1…T) -> (b,): log p(y given x_t) up to a constant
-    scale=1.,      # 1: Bayes' rule; 0: no guidance
-    interval=None, # (lowest t, highest t) at which guidance acts, both included; None: all
-): # a den
+    den:Callable,         # den(x, t, abar) -> (x0_hat, eps_hat, frac), without clipping
+    guidance_fn:Callable, # guidance_fn(x_t (b,…), t) -> (b,): log p(y given x_t) up to a constant
+    scale:float=1.,       # 1: Bayes' rule; 0: no guidance
+    interval:tuple=None,  # (lowest t, highest t) at which guidance acts, both included; None: all
+)->Callable: # a den
     "The denoiser of p(x given y) (Dhariwal & Nichol 2021, algorithm 2)"
     lo, hi = _checked(scale, interval)
     first = iter([True])
     def guided_den(x, t, abar):
         x0_hat, eps_hat, frac = den(x, t, abar)
         if not lo <= t <= hi: return x0_hat, eps_hat, frac
-        if abar == 0:
-            raise RequestError(f'pure noise says nothing about y, and guidance divides by abar = 0: end the interval below t = {t}')
+        if abar == 0: raise RequestError(_PURE_NOISE.format(t=t))
         shift = scale*_gradient(guidance_fn, x, t, first=next(first, False))
         return *x0_and_eps(eps_hat - (1 - abar)**.5*shift, x, abar, 'eps'), frac
     return guided_den if scale else den
 
+_PURE_NOISE = ('pure noise says nothing about y, and guidance divides by abar = 0: '
+               'end the interval below t = {t}')
+
 # %% ../../nbs/1_sampler/12_guidance.ipynb #35794e46
-def _gradient(guidance_fn, x, t, name='guidance_fn', first=False):
-    "∇ of the sum of guidance_fn(x, t), which is each image's own gradient; checked, and the first one must not be all 0"
+def _gradient(guidance_fn:Callable, x:Tensor, t:int, name='guidance_fn', first=False)->Tensor:
+    "∇ of the sum of guidance_fn(x, t), each image's own gradient; the first must not be all 0"
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logp = guidance_fn(x, t)
         if not torch.is_tensor(logp) or logp.shape != x.shape[:1]:
             got = f'a tensor {tuple(logp.shape)}' if torch.is_tensor(logp) else type(logp).__name__
-            raise RequestError(f'{name} must return one log-probability for each image, a tensor ({len(x)},), not {got}')
-        g = torch.autograd.grad(logp.sum(), x, allow_unused=True)[0] if logp.requires_grad else None
+            raise RequestError(f'{name} must return one log-probability for each image, '
+                               f'a tensor ({len(x)},), not {got}')
+        depends = logp.requires_grad
+        g = torch.autograd.grad(logp.sum(), x, allow_unused=True)[0] if depends else None
     if g is None:
-        raise RequestError(f'the answer of {name} does not depend on its x: compute it from x with torch, without no_grad, detach, item or numpy')
-    size = g.flatten(1).abs().amax(1) + 0*logp.detach()                      # NaN where log p is NaN or infinite
-    if not math.isfinite(top := size.max().item()):
-        bad = ~size.isfinite()
-        raise RequestError(f'{name}: log-probability (−∞ for p = 0 is none) or gradient not finite at t = {t} for {int(bad.sum())} of {len(x)} images, '
-                           f'first number {int(bad.nonzero()[0])}')
+        raise RequestError(f'the answer of {name} does not depend on its x: compute it from x '
+                           'with torch, without no_grad, detach, item or numpy')
+    size = g.flatten(1).abs().amax(1) + 0*logp.detach()     # NaN where log p is NaN or infinite
+    top = size.max().item()
+    if not math.isfinite(top):
+        bad = (~size.isfinite()).nonzero().flatten().tolist()
+        raise RequestError(f'{name}: log-probability (−∞ for p = 0 is none) or gradient not finite '
+                           f'at t = {t} for {len(bad)} of {len(x)} images, first number {bad[0]}')
     if first and top == 0:
-        warnings.warn(f'the gradient of {name} is exactly 0 for all {len(x)} images at t = {t}, so it does not guide: argmax, round and a clamp that acts pass none', stacklevel=3)
+        warnings.warn(f'the gradient of {name} is exactly 0 for all {len(x)} images at t = {t}, '
+                      'so it does not guide: argmax, round and a clamp that acts pass none',
+                      stacklevel=3)
     return g.to(x.dtype)
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #a5c14c37
-def _checked(scale, interval):
+def _checked(scale:float, interval:tuple|None)->tuple:
     "Lowest and highest t of the interval; a scale or an interval that makes no sense is refused"
     if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
         raise RequestError(f'scale must be a finite number, such as 1., not {scale!r}')
     if interval is None: return 0, math.inf
-    if not isinstance(interval, (tuple, list)) or len(interval) != 2 or not interval[0] <= interval[1]:
-        raise RequestError(f'interval must be (lowest t, highest t), such as (1, 600), not {interval!r}')
+    pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+    if not pair or not interval[0] <= interval[1]:
+        raise RequestError('interval must be (lowest t, highest t), such as (1, 600), '
+                           f'not {interval!r}')
     return interval
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #f4fc38a5
 @patch
 def given(self:GaussianMixture,
-    A,   # measurement, (p,d)
-    y,   # what was measured, (p,)
-    var, # variance r of the measurement's noise, ≥ 0; 0 only where A S Aᵀ can be inverted
-): # GaussianMixture
+    A:Tensor,  # measurement, (p,d)
+    y:Tensor,  # what was measured, (p,)
+    var:float, # variance r of the measurement's noise, ≥ 0; 0 only where A S Aᵀ can be inverted
+)->GaussianMixture: # of the same number of components
     "The exact posterior of x₀ after y = A x₀ + noise"
     A, y = (torch.as_tensor(a, dtype=torch.float64) for a in (A, y))
-    S = torch.diag_embed(self.lam) if self.basis is None else self.basis @ torch.diag_embed(self.lam) @ self.basis.mT
-    C, r = A @ S @ A.T + var*torch.eye(len(A), dtype=y.dtype), y - self.means @ A.T         # of y, by component
+    S = torch.diag_embed(self.lam)
+    if self.basis is not None: S = self.basis @ S @ self.basis.mT
+    C, r = A @ S @ A.T + var*torch.eye(len(A), dtype=y.dtype), y - self.means @ A.T   # of y
     G = torch.linalg.solve(C, A @ S).mT
     logp = -.5*(torch.linalg.solve(C, r)*r).sum(-1) - .5*torch.logdet(C)
+    weights, means = (self.weights.log() + logp).softmax(0), self.means + (G @ r[..., None])[..., 0]
     cov = S - G @ A @ S
-    out = GaussianMixture((self.weights.log() + logp).softmax(0), self.means + (G @ r[..., None])[..., 0], (cov + cov.mT)/2)
-    out.lam.clamp_(min=0)                                                        # what was measured exactly has variance 0, not −1e-17
+    out = GaussianMixture(weights, means, (cov + cov.mT)/2)
+    out.lam.clamp_(min=0)                  # what was measured exactly has variance 0, not −1e-17
     return out
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #9f6178c9
 def propagate_cov(
-    den,  # an affine denoiser of (b,d)
-    plan, # Plan
-    step, # any step without a memory
-    mean, # of the state at the start, (d,)
-    cov,  # of the state at the start, (d,d)
-): # (mean (d,), covariance (d,d)) at the end of the plan, float64
+    den:Callable,  # an affine denoiser of (b,d)
+    plan:Plan,     # the rows
+    step:Callable, # any step without a memory
+    mean:Tensor,   # of the state at the start, (d,)
+    cov:Tensor,    # of the state at the start, (d,d)
+)->tuple: # (mean (d,), covariance (d,d)) at the end of the plan, float64
     "Moments of what a sampler makes of Gaussian data in d dimensions, in closed form"
     d, o = len(mean), torch.zeros(1 + len(mean), len(mean), dtype=torch.float64)
     e = torch.eye(d, dtype=torch.float64)
     x, z = torch.cat([o[:1], e, o[1:]]), torch.cat([o, e])
     for row in plan:
         out = step(den, row, x, lambda: z)[0]
-        b = out[0]; M, N = (out[1:d+1] - b).T, (out[d+1:] - b).T
+        b = out[0]
+        M, N = (out[1:d+1] - b).T, (out[d+1:] - b).T
         mean, cov = M @ mean + b, M @ cov @ M.T + N @ N.T
     return mean, cov
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #08ff51c6
 def clipping(
-    den,   # den(x, t, abar) -> (x0_hat, eps_hat, frac), guided or not
-    bound, # largest magnitude that data has, for images 1
-): # a den
+    den:Callable, # den(x, t, abar) -> (x0_hat, eps_hat, frac), guided or not
+    bound:float,  # largest magnitude that data has, for images 1
+)->Callable: # a den
     "x̂₀ clamped to ±bound, ε̂ derived again; the outermost wrapper"
     def clipping_den(x, t, abar):
         x0_hat, _, frac = den(x, t, abar)
@@ -111,11 +127,11 @@ def clipping(
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #343de720
 def classifier_free(
-    uncond,        # den without the label
-    cond,          # den with the label, like uncond without clipping
-    scale,         # 0: unconditional; 1: conditional; more: away from the unconditional
-    interval=None, # (lowest t, highest t) at which the scale acts, both included; elsewhere it is 1; None: all
-): # a den; a learned variance is that of cond
+    uncond:Callable,     # den without the label
+    cond:Callable,       # den with the label, like uncond without clipping
+    scale:float,         # 0: unconditional; 1: conditional; more: away from the unconditional
+    interval:tuple=None, # (lowest t, highest t) where the scale acts; elsewhere it is 1; None: all
+)->Callable: # a den; a learned variance is that of cond
     "Classifier-free guidance (Ho & Salimans 2022, eq. 6, where w is our scale − 1)"
     lo, hi = _checked(scale, interval)
     def mixed_den(x, t, abar):

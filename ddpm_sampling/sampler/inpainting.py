@@ -7,6 +7,8 @@ __all__ = ['repaint', 'guided_x0']
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #e94dc4df
 import torch
+from collections.abc import Callable
+from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError
 from .schedules import noisy
@@ -16,52 +18,59 @@ from .guidance import _checked, _gradient
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #d3318b7e
 def repaint(
-    step,  # any step; its settings filled in
-    known, # the image, (c,h,w) or (b,c,h,w) floats; what it holds where mask is False does not matter
-    mask,  # where it is known, bool, broadcasting to the state
-): # a step
-    "A step that puts the known pixels back, noised to where the row ends (Lugmayr et al. 2022, eq. 8)"
+    step:Callable, # any step; its settings filled in
+    known:Tensor,  # the image, (c,h,w) or (b,c,h,w) floats; anything where mask is False
+    mask:Tensor,   # where it is known, bool, broadcasting to the state
+)->Callable: # a step
+    "A step that puts known pixels back, noised to where the row ends (Lugmayr et al. 2022, eq. 8)"
     mask, known = _checked_part(known, mask)
     def repaint_step(den, row, x, z, memory=None):
         _fits(mask, known, x)
         inner, x0_hat = memory or (None, x)
         drawn = []
         once = lambda: drawn[0] if drawn else drawn.append(z()) or drawn[0]
-        if row.abar_s < row.abar_t: return noisy(x, once(), row.abar_s/row.abar_t), x0_hat, (None, x0_hat)
+        if row.abar_s < row.abar_t:
+            return noisy(x, once(), row.abar_s/row.abar_t), x0_hat, (None, x0_hat)
         xs, x0_hat, inner = step(den, row, x, once, inner)
         there = known.to(x) if row.abar_s == 1 else noisy(known.to(x), once(), row.abar_s)
         return torch.where(mask.to(x.device), there, xs), x0_hat, (inner, x0_hat)
     return repaint_step
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #f70fbd52
-def _checked_part(known, mask):
+def _checked_part(known:Tensor, mask:Tensor)->tuple:
     "(mask, known with 0 where it is not), or what is wrong with them"
     known, mask = torch.as_tensor(known), torch.as_tensor(mask)
     if mask.dtype != torch.bool:
-        raise RequestError(f'mask must be bool, True where the image is known, not {mask.dtype}; for 0 and 1: mask.bool()')
+        raise RequestError(f'mask must be bool, True where the image is known, not {mask.dtype}; '
+                           'for 0 and 1: mask.bool()')
     if not known.is_floating_point():
-        raise RequestError(f'known must be an image as the sampler makes them, floats in [-1, 1], not {known.dtype}: see datasets.to_unit')
+        raise RequestError('known must be an image as the sampler makes them, floats in [-1, 1], '
+                           f'not {known.dtype}: see datasets.to_unit')
     known = torch.where(mask, known, torch.zeros((), dtype=known.dtype))
-    if not known.isfinite().all(): raise RequestError('known is not finite in some pixel where mask is True')
+    if not known.isfinite().all():
+        raise RequestError('known is not finite in some pixel where mask is True')
     return mask, known
 
-def _fits(mask, known, x):
+def _fits(mask:Tensor, known:Tensor, x:Tensor):
     "Refuse a mask or an image that does not broadcast to the state"
     for name, v in (('mask', mask), ('known', known)):
         try: fits = torch.broadcast_shapes(v.shape, x.shape) == x.shape
         except RuntimeError: fits = False
-        if not fits: raise RequestError(f'{name} {tuple(v.shape)} does not fit a state {tuple(x.shape)}')
+        if not fits:
+            raise RequestError(f'{name} {tuple(v.shape)} does not fit a state {tuple(x.shape)}')
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #d5294ae0
 @patch
 def resampled(self:Plan,
-    jump=10,  # how many rows are repeated together, ≥ 1
-    times=10, # how often each is gone through, ≥ 1
-): # Plan
+    jump:int=10,  # how many rows are repeated together, ≥ 1
+    times:int=10, # how often each is gone through, ≥ 1
+)->Plan: # one that goes up again
     "A plan that goes up again and repeats its rows (Lugmayr et al. 2022, section 4.2)"
-    if any(r.abar_s < r.abar_t for r in self): raise RequestError('a plan that goes up already is not resampled again')
+    if any(r.abar_s < r.abar_t for r in self):
+        raise RequestError('a plan that goes up already is not resampled again')
     if not all(type(v) is int and v >= 1 for v in (jump, times)):
-        raise RequestError(f'jump and times must be whole numbers of at least 1, not {jump!r} and {times!r}')
+        raise RequestError('jump and times must be whole numbers of at least 1, '
+                           f'not {jump!r} and {times!r}')
     levels, path = [(r.t, r.abar_t) for r in self], []
     for i in range(0, len(levels) - 1, jump):
         path += levels[i:i+jump+1]*times if i + jump < len(levels) else levels[i:]*times
@@ -70,11 +79,11 @@ def resampled(self:Plan,
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #ccda6c51
 def guided_x0(
-    den,           # den(x, t, abar), differentiable, without clipping
-    likelihood,    # likelihood(x0_hat (b,…), t an int) -> (b,): log p(y given x₀) up to a constant
-    scale=1.,      # 1: as the likelihood says; 0: no guidance
-    interval=None, # (lowest t, highest t) at which guidance acts, both included; None: all
-): # a den
+    den:Callable,        # den(x, t, abar), differentiable, without clipping
+    likelihood:Callable, # likelihood(x0_hat (b,…), t) -> (b,): log p(y given x₀) up to a constant
+    scale:float=1.,      # 1: as the likelihood says; 0: no guidance
+    interval:tuple=None, # (lowest t, highest t) at which guidance acts, both included; None: all
+)->Callable: # a den
     "Guidance by a likelihood of x̂₀, through the denoiser (Chung et al. 2023, theorem 1)"
     lo, hi = _checked(scale, interval)
     first = iter([True])

@@ -7,93 +7,111 @@ __all__ = ['kl', 'prior_kl', 'step_kl', 'density_nll', 'pixel_nll', 'last_var', 
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #bca51b7d
 import math, torch
-from .loop import step_var
-from .posteriors import beta_var, posterior, posterior_var
+from collections.abc import Callable
+from torch import Tensor
 from ..basics.errors import RequestError
+from .loop import step_var
+from .plans import Plan, Row
+from .posteriors import beta_var, posterior, posterior_var
 from .schedules import noisy
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #20314e30
-def kl(gap2, v1, v2):
-    "KL of N(m₁, v₁) to N(m₂, v₂) in nats, entry by entry, with gap2 = (m₁ − m₂)²"
+def kl(
+    gap2:Tensor,     # (m₁ − m₂)², any shape
+    v1:float|Tensor, # variance of the first
+    v2:float|Tensor, # variance of the second
+)->Tensor: # nats, like gap2
+    "KL of N(m₁, v₁) to N(m₂, v₂), entry by entry"
     ratio = torch.as_tensor(v1/v2, dtype=torch.float64)
     return (ratio - 1 - ratio.log() + gap2/v2)/2
 
 def prior_kl(
-    x0,     # clean data, any shape
-    abar_T, # ᾱ where the plan starts, in [0,1)
-): # nats, like x0
+    x0:Tensor,    # clean data, any shape
+    abar_T:float, # ᾱ where the plan starts, in [0,1)
+)->Tensor: # nats, like x0
     "KL(q(x_T | x₀) ‖ N(0, 1)): what is left of the image at the start of sampling"
     return kl(abar_T*x0.double()**2, 1 - abar_T, 1.)
 
 def step_kl(
-    x0,     # clean data, any shape
-    x0_hat, # its prediction from x_t, like x0
-    row,    # `Row` with 0 < s < t
-    var,    # σ² of the step, a float or like x0
-): # nats, like x0
+    x0:Tensor,        # clean data, any shape
+    x0_hat:Tensor,    # its prediction from x_t, like x0
+    row:Row,          # a row with 0 < s < t
+    var:float|Tensor, # σ² of the step, a float or like x0
+)->Tensor: # nats, like x0
     "KL(q(x_s | x_t, x₀) ‖ p(x_s | x_t)) (Ho et al. 2020, eq. 5, L_{t−1})"
     c0, beta_tilde = posterior(1., 0., row.abar_t, row.abar_s)
     return kl(c0**2*(x0 - x0_hat).double()**2, beta_tilde, var)
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #3e3a5323
 def density_nll(
-    x0,   # clean data, any shape
-    mean, # like x0
-    var,  # σ², a float or like x0
-): # nats, like x0
+    x0:Tensor,        # clean data, any shape
+    mean:Tensor,      # μ, like x0
+    var:float|Tensor, # σ², a float or like x0
+)->Tensor: # nats, like x0
     "−log N(x₀; μ, σ²): the last term for continuous data"
     var = torch.as_tensor(var, dtype=torch.float64)
     return ((x0 - mean).double()**2/var + (2*math.pi*var).log())/2
 
 def pixel_nll(
-    x0,   # pixels in [-1,1], on the 256 values k/127.5 − 1, any shape
-    mean, # like x0
-    var,  # σ², a float or like x0
-): # nats, like x0
+    x0:Tensor,        # pixels in [-1,1], on the 256 values k/127.5 − 1, any shape
+    mean:Tensor,      # μ, like x0
+    var:float|Tensor, # σ², a float or like x0
+)->Tensor: # nats, like x0
     "−log of the mass of N(μ, σ²) in the bin of a pixel (Ho et al. 2020, eq. 13)"
     x0, sig = x0.double(), torch.as_tensor(var, dtype=torch.float64)**.5
     lo, hi = ((x0 + h - mean.double())/sig for h in (-1/255, 1/255))
     lo, hi = lo.masked_fill(x0 < -.999, -math.inf), hi.masked_fill(x0 > .999, math.inf)
-    lo, hi = torch.where(lo + hi > 0, -hi, lo), torch.where(lo + hi > 0, -lo, hi)          # by symmetry to the left, where Φ is small
+    right = lo + hi > 0                                # mirrored to the left, where Φ is small
+    lo, hi = torch.where(right, -hi, lo), torch.where(right, -lo, hi)
     a, b = torch.special.log_ndtr(lo), torch.special.log_ndtr(hi)
     return -(b + torch.log(-torch.expm1(a - b)))
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #80987b32
-def last_var(plan, var, frac):
+def last_var(
+    plan:Plan,        # a plan down to clean data
+    var:str|Callable, # kind of variance, or a function row -> σ²
+    frac:Tensor,      # for 'learned': the network's interpolation weights
+)->float|Tensor: # σ², a float or like frac
     "σ² of the row that names the image"
     row = plan[-1]
     if callable(var): return var(row)
-    if var == 'beta': return beta_var(row.abar_t, row.abar_s)
-    if len(plan) == 1: raise RequestError(f"a plan of one row has no {var} variance for its last term: use 'beta' or a function of the row")
-    before = plan[-2]
-    if var == 'posterior': return posterior_var(before.abar_t, before.abar_s)
-    log_b, log_bt = (math.log(v) for v in (beta_var(row.abar_t, row.abar_s), posterior_var(before.abar_t, before.abar_s)))
-    return torch.exp(frac*log_b + (1 - frac)*log_bt)
+    beta = beta_var(row.abar_t, row.abar_s)
+    if var == 'beta': return beta
+    if len(plan) == 1:
+        raise RequestError(f"a plan of one row has no {var} variance for its last term: "
+                           "use 'beta' or a function of the row")
+    before = posterior_var(plan[-2].abar_t, plan[-2].abar_s)
+    if var == 'posterior': return before
+    return torch.exp(frac*math.log(beta) + (1 - frac)*math.log(before))
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #5a26e902
 @torch.no_grad()
 def variational_bound(
-    den,             # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    plan,            # `Plan` down to clean data, n rows
-    x0,              # clean data, (b,…)
-    noise,           # noise(t, visit) -> noise like x0
-    var='posterior', # kind of variance, as for `ddpm_step`
-    nll=pixel_nll,   # the last term: `pixel_nll` for 8-bit pixels, `density_nll` for continuous data
-): # (n+1,b) float64, bits per dimension: the prior, then a term for each row
+    den:Callable,                # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    plan:Plan,                   # down to clean data, n rows
+    x0:Tensor,                   # clean data, (b,…)
+    noise:Callable,              # noise(t, visit) -> noise like x0
+    var:str|Callable='posterior', # kind of variance, as for ddpm_step
+    nll:Callable=pixel_nll,      # the last term; density_nll for continuous data
+)->Tensor: # (n+1,b) float64, bits per dimension: the prior, then a term for each row
     "Every term of the variational bound (Ho et al. 2020, eq. 5), for any plan and variance"
     terms = [prior_kl(x0, plan[0].abar_t)]
     for row in plan:
-        x0_hat, _, frac = den(noisy(x0, noise(row.t, row.visit), row.abar_t), row.t, row.abar_t)
-        terms.append(nll(x0, x0_hat, last_var(plan, var, frac)) if row.abar_s == 1 else step_kl(x0, x0_hat, row, step_var(row, var, frac)))
+        xt = noisy(x0, noise(row.t, row.visit), row.abar_t)
+        x0_hat, _, frac = den(xt, row.t, row.abar_t)
+        if row.abar_s == 1: terms.append(nll(x0, x0_hat, last_var(plan, var, frac)))
+        else: terms.append(step_kl(x0, x0_hat, row, step_var(row, var, frac)))
     return torch.stack([u.flatten(1).mean(1) for u in terms])/math.log(2)
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #f921f10b
 def expected_terms(
-    err,  # err(t, abar) -> E‖x₀ − x̂₀‖²/d
-    plan, # `Plan`
-    var,  # 'posterior', 'beta', or a function row -> σ²
-): # (rows with s ≥ 1,), float64, bits per dimension
+    err:Callable,     # err(t, abar) -> E‖x₀ − x̂₀‖²/d
+    plan:Plan,        # its rows with s ≥ 1 are asked
+    var:str|Callable, # 'posterior', 'beta', or a function row -> σ²
+)->Tensor: # (rows with s ≥ 1,), float64, bits per dimension
     "Mean of each term of the bound but the first and the last, from the error curve"
-    c0 = [posterior(1., 0., r.abar_t, r.abar_s)[0] for r in plan if r.abar_s < 1]
-    each = [kl(c**2*err(r.t, r.abar_t), posterior_var(r.abar_t, r.abar_s), step_var(r, var)) for c, r in zip(c0, plan)]
-    return torch.tensor(each, dtype=torch.float64)/math.log(2)
+    def term(r):
+        c0, beta_tilde = posterior(1., 0., r.abar_t, r.abar_s)
+        return kl(c0**2*err(r.t, r.abar_t), beta_tilde, step_var(r, var))
+    terms = [term(r) for r in plan if r.abar_s < 1]
+    return torch.tensor(terms, dtype=torch.float64)/math.log(2)

@@ -6,36 +6,41 @@
 __all__ = ['kept', 'adams_step']
 
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #6576761c
-from .ddim import _checked
+from collections.abc import Callable
+from torch import Tensor
 from ..basics.errors import RequestError
-from .solvers import _behind, _first_order, sigbar, step_weights
+from .ddim import _checked
+from .multistep import _behind, step_weights
+from .odes import _first_order, sigbar
+from .plans import Row
 
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #b8684ba1
 def kept(
-    row, # `Row`
-    eta, # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
-): # k, in [0,1]; 0 from pure noise, unless η is 0
+    row:Row,   # from t to s
+    eta:float, # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
+)->float: # k, in [0,1]; 0 from pure noise, unless η is 0
     "The amplitude with which a row keeps the old noise"
     return (sigbar(row.abar_s)/sigbar(row.abar_t))**_checked(eta)**2 if eta else 1.
 
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #fd231d39
 def adams_step(
-    den,         # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    row,         # `Row`: from t to s
-    x,           # x_t, (b,…)
-    z,           # z() -> fresh noise like x; not called where η = 0 or s = 0
-    memory=None, # the last (ᾱ, x̂₀)
-    eta=1.,      # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
-    order=2,     # 2: a line through the last two x̂₀; 1: the last one only
-    weights=step_weights, # weights(row, abars, k=1 + η²) -> the weights of both values
-): # (x_s, x0_hat, memory)
-    "One step of the stochastic Adams method (SA-Solver's predictor with two values, Xue et al. 2023)"
-    order, eta = _first_or_second(order), _checked(eta) if row.abar_s > row.abar_t else 0.      # on the way up nothing is renewed
+    den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    row:Row,           # from t to s
+    x:Tensor,          # x_t, (b,…)
+    z:Callable,        # z() -> fresh noise like x; not called where η = 0 or s = 0
+    memory:tuple=None, # the last (ᾱ, x̂₀)
+    eta:float=1.,      # how much fresh noise, in [0,1]: 0 none, 1 as in ancestral sampling
+    order:int=2,       # 2: a line through the last two x̂₀; 1: the last one only
+    weights:Callable=step_weights, # weights(row, abars, k=1 + η²) -> the weights of both values
+)->tuple: # (x_s, x0_hat, memory)
+    "One step of the stochastic Adams method (SA-Solver with two values, Xue et al. 2023)"
+    order = _first_or_second(order)
+    eta = _checked(eta) if row.abar_s > row.abar_t else 0.       # on the way up nothing is renewed
     x0_hat, eps_hat, _ = den(x, row.t, row.abar_t)
     past, mean, memory = _behind(memory, row)[:order - 1], x0_hat, ((row.abar_t, x0_hat),)
     if row.abar_s == 1: return x0_hat, x0_hat, memory
     if past and not _first_order(row):
-        _, c, *_ = *weights(row, [row.abar_t, past[0][0]], k=1 + eta**2), 0.              # 0 where the line would reach too far
+        _, c, *_ = *weights(row, [row.abar_t, past[0][0]], k=1 + eta**2), 0.
         mean = x0_hat + float(c)*(past[0][1] - x0_hat)
         eps_hat = (x - row.abar_t**.5*mean)/(1 - row.abar_t)**.5
     keep = kept(row, eta)
@@ -43,7 +48,8 @@ def adams_step(
     return row.abar_s**.5*mean + (1 - row.abar_s)**.5*noise, x0_hat, memory
 
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #4f7429a7
-def _first_or_second(order):
-    "`order`, or a `RequestError`"
-    if isinstance(order, bool) or order not in (1, 2): raise RequestError(f'order must be 1 or 2, not {order!r}')
+def _first_or_second(order:int)->int:
+    "The order, or a RequestError"
+    if isinstance(order, bool) or order not in (1, 2):
+        raise RequestError(f'order must be 1 or 2, not {order!r}')
     return order

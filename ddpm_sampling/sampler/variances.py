@@ -7,16 +7,20 @@ __all__ = ['analytic_var', 'denoising_errors', 'err_from_gamma', 'within_level']
 
 # %% ../../nbs/1_sampler/10_variances.ipynb #2ace1be6
 import torch
-from .posteriors import posterior
+from collections.abc import Callable
+from torch import Tensor
 from ..basics.errors import RequestError
+from .posteriors import posterior
 from .schedules import noisy
 
 # %% ../../nbs/1_sampler/10_variances.ipynb #bc523012
 def analytic_var(
-    err, # err(t, abar) -> E‖x₀ − x̂₀‖²/d at that level, ≥ 0
-): # a function row -> σ², for `ddpm_step(var=…)`
+    err:Callable, # err(t, abar) -> E‖x₀ − x̂₀‖²/d at that level, ≥ 0
+)->Callable: # a function row -> σ², for ddpm_step(var=…)
     "σ² = β̃ + c₀² E‖x₀ − x̂₀‖²/d, the best for any row t → s (Bao et al. 2022a, theorem 1)"
-    if not callable(err): raise RequestError('err must be a function err(t, abar); of a table of T + 1 entries make one with lambda t, abar: table[t]')
+    if not callable(err):
+        raise RequestError('err must be a function err(t, abar); of a table of T + 1 entries '
+                           'make one with lambda t, abar: table[t]')
     def var(row):
         c0, beta_tilde = posterior(1., 0., row.abar_t, row.abar_s)
         return beta_tilde + c0**2*err(row.t, row.abar_t)
@@ -25,27 +29,27 @@ def analytic_var(
 # %% ../../nbs/1_sampler/10_variances.ipynb #d822bfcc
 @torch.no_grad()
 def denoising_errors(
-    den,  # den(x, t, abar) -> (x0_hat, eps_hat, frac); with the clipping that sampling will use
-    x0,   # clean data, (b,…)
-    t,    # level, 1…T
-    abar, # ᾱ_t, in (0,1)
-    eps,  # noise, like x0
-): # (‖x₀ − x̂₀‖²/d, ‖ε̂‖²/d), each (b,) float64
+    den:Callable, # den(x, t, abar) -> (x0_hat, eps_hat, frac); with the clipping of sampling
+    x0:Tensor,    # clean data, (b,…)
+    t:int,        # level, 1…T
+    abar:float,   # ᾱ_t, in (0,1)
+    eps:Tensor,   # noise, like x0
+)->tuple: # (‖x₀ − x̂₀‖²/d, ‖ε̂‖²/d), each (b,) float64
     "What one evaluation says about err and about Γ, for each image"
     x0_hat, eps_hat, _ = den(noisy(x0, eps, abar), t, abar)
     return tuple((u.double()**2).flatten(1).mean(1) for u in (x0 - x0_hat, eps_hat))
 
 def err_from_gamma(
-    gamma,    # Γ = E‖ε̂‖²/d at this level
-    abar,     # ᾱ, in (0,1)
-    bound=1., # largest magnitude that data has
-): # err, in [0, bound²]
-    "E Var(x₀ | x_t)/d from the size of an ideal ε̂ (Bao et al. 2022a, theorem 1), within the bounds of theorem 2"
+    gamma:float,    # Γ = E‖ε̂‖²/d at this level
+    abar:float,     # ᾱ, in (0,1)
+    bound:float=1., # largest magnitude that data has
+)->float: # err, in [0, bound²]
+    "E Var(x₀ | x_t)/d from the size of an ideal ε̂ (Bao et al. 2022a, theorems 1 and 2)"
     return min(max((1 - abar)/abar*(1 - gamma), 0.), bound**2)
 
 # %% ../../nbs/1_sampler/10_variances.ipynb #2b3535f6
 def within_level(
-    var, # a function row -> σ²
-): # a function row -> σ²
+    var:Callable, # a function row -> σ²
+)->Callable: # a function row -> σ²
     "The same variance, but never more noise than level s holds, 1 − ᾱ_s: for images"
     return lambda row: min(var(row), 1 - row.abar_s)

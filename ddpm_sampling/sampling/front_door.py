@@ -21,7 +21,7 @@ from ..sampler.denoisers import denoiser
 from ..sampler.guidance import clipping
 from ..sampler.loop import keyed_noise, sample_steps
 from ..networks.checkpoints import Checkpoint, evaluating, pick_device
-from ..networks.other_networks import Adapter
+from ..networks.adapters import Adapter
 from .resolving import resolve
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #03c93c70

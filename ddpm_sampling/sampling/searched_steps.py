@@ -17,7 +17,7 @@ from ..basics.recipes import Recipe
 from ..sampler.plans import SPACINGS, Row, distinct
 from ..sampler.samplers import SAMPLERS
 from ..sampler.schedules import Schedule
-from ..sampler.solvers import ipndm_step
+from ..sampler.multistep import ipndm_step
 from ..networks.checkpoints import Checkpoint
 from ..networks.error_curves import weights_key
 from .front_door import sample

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcore.basics import patch
-from ..networks.checkpoints import load_checkpoint
+from ..networks.loading import load_checkpoint
 from ..basics.arrays import to_unit
 from ..basics.files import whole_file
 from ..networks.unets import UNet
