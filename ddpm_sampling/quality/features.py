@@ -9,11 +9,11 @@ __all__ = ['FeatureNet', 'fit_classifier', 'judge_net', 'accuracy', 'Extractor',
 # %% ../../nbs/5_quality/01_features.ipynb #547c7015
 import hashlib, io, pickle
 import numpy as np, torch, torch.nn.functional as F
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
-from torch import nn
+from torch import nn, Tensor
 from ..basics.files import shipped
 from .datasets import as_images
 from ..basics.arrays import shifted, to_unit
@@ -27,14 +27,16 @@ def _stage(i, o, k, stride=1):
 class FeatureNet(nn.Module):
     "A small classifier of 32×32 images whose last hidden layer serves as features"
     def __init__(self,
-        c_in=1,     # channels of the images
-        classes=10, # number of classes
-        c=16,       # channels after the first convolution
-        dim=64,     # number of features
+        c_in:int=1,     # channels of the images
+        classes:int=10, # number of classes
+        c:int=16,       # channels after the first convolution
+        dim:int=64,     # number of features
     ):
         super().__init__()
         self.body = nn.Sequential(
-            *_stage(c_in, c, 5, 2), *_stage(c, 2*c, 3), nn.AvgPool2d(2), *_stage(2*c, 4*c, 3), nn.AvgPool2d(2), nn.Flatten(),
+            *_stage(c_in, c, 5, 2),
+            *_stage(c, 2*c, 3), nn.AvgPool2d(2),
+            *_stage(2*c, 4*c, 3), nn.AvgPool2d(2), nn.Flatten(),
             nn.Linear(64*c, dim, bias=False), nn.BatchNorm1d(dim, affine=False), nn.GELU())
         self.head = nn.Linear(dim, classes)
 
@@ -43,14 +45,14 @@ class FeatureNet(nn.Module):
 
 # %% ../../nbs/5_quality/01_features.ipynb #cfde2580
 def fit_classifier(
-    net,           # from images in [-1,1] to logits
-    images,        # (n,c,h,w) uint8
-    labels,        # (n,) int64
-    epochs=6,      # passes over the images
-    lr=4e-3,       # highest learning rate
-    seed=0,        # of order and shifts
-    batch_size=125,
-): # `net`, in eval mode
+    net:nn.Module,   # from images in [-1,1] to logits
+    images:Tensor,   # (n,c,h,w) uint8
+    labels:Tensor,   # (n,) int64
+    epochs:int=6,    # passes over the images
+    lr:float=4e-3,   # highest learning rate
+    seed:int=0,      # of order and shifts
+    batch_size:int=125, # images a step
+)->nn.Module: # the same net, in eval mode
     "Train a classifier on shifted images"
     g, steps = torch.Generator().manual_seed(seed), len(images)//batch_size
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05)
@@ -59,31 +61,37 @@ def fit_classifier(
     for _ in range(epochs):
         for i in torch.randperm(len(images), generator=g)[:steps*batch_size].split(batch_size):
             loss = F.cross_entropy(net(shifted(to_unit(images[i]), 2, g)), labels[i])
-            opt.zero_grad(); loss.backward(); opt.step(); rate.step()
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            rate.step()
     return net.eval()
 
 # %% ../../nbs/5_quality/01_features.ipynb #284256b2
-def judge_net():
-    "A classifier of another build, after LeCun et al. 1998; (b,1,32,32) in [-1,1] -> logits (b,10)"
-    return nn.Sequential(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 40, 5), nn.ReLU(), nn.MaxPool2d(2),
-                         nn.Flatten(), nn.Linear(1000, 128), nn.ReLU(), nn.Dropout(.3), nn.Linear(128, 10))
+def judge_net()->nn.Module: # (b,1,32,32) in [-1,1] -> logits (b,10)
+    "A classifier of another build, after LeCun et al. 1998"
+    return nn.Sequential(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Conv2d(16, 40, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                         nn.Linear(1000, 128), nn.ReLU(), nn.Dropout(.3), nn.Linear(128, 10))
 
 # %% ../../nbs/5_quality/01_features.ipynb #d66f5ff5
+@torch.no_grad()
 def accuracy(
-    net,    # from images in [-1,1] to logits
-    images, # (n,c,h,w) uint8
-    labels, # (n,)
-): # share of images read rightly
+    net:Callable,  # from images in [-1,1] to logits
+    images:Tensor, # (n,c,h,w) uint8
+    labels:Tensor, # (n,)
+)->float: # share of images read rightly
     "How often the largest logit is the label's"
-    with torch.no_grad(): return torch.cat([net(to_unit(b)).argmax(1) for b in images.split(500)]).eq(labels).double().mean().item()
+    read = torch.cat([net(to_unit(b)).argmax(1) for b in images.split(500)])
+    return read.eq(labels).double().mean().item()
 
 # %% ../../nbs/5_quality/01_features.ipynb #83e990a7
 @dataclass(frozen=True)
 class Extractor:
     "A function from images to features that knows what it is"
-    fn: Callable      # (b,c,h,w) float32 in [-1,1] -> (b,d)
-    name: str         # for tables
-    key: str          # hash of the weights, for protocols and caches
+    fn: Callable        # (b,c,h,w) float32 in [-1,1] -> (b,d)
+    name: str           # for tables
+    key: str            # hash of the weights, for protocols and caches
     shape: tuple = None # of the images it takes, (c,h,w); None: any
     device: str = 'cpu' # where it works
     def __call__(self, x): return self.fn(x)
@@ -97,67 +105,87 @@ def _shipped(kind, net):
 
 @lru_cache
 def mnist_features(
-    device='cpu', # where it shall work
-): # `Extractor` for (b,1,32,32), 64 features
+    device:str='cpu', # where it shall work
+)->Extractor: # for (b,1,32,32), 64 features
     "The features of the MNIST classifier that ships"
     net, sha = _shipped('features', FeatureNet())
     return Extractor(net.to(device).features, 'mnist-cnn-64', sha, (1, 32, 32), device)
 
 @lru_cache
-def mnist_judge(): # a network (b,1,32,32) in [-1,1] -> logits (b,10)
+def mnist_judge()->nn.Module: # (b,1,32,32) in [-1,1] -> logits (b,10)
     "The second reader of digits that ships"
     return _shipped('judge', judge_net())[0]
 
 # %% ../../nbs/5_quality/01_features.ipynb #a70e9e36
 @torch.no_grad()
 def extract(
-    images,          # uint8, (n,c,h,w), as `datasets.as_images` takes them
-    extractor,       # `Extractor`, or any function (b,c,h,w) in [-1,1] -> (b,d)
-    batch_size=250,  # images at a time
-    progress=False,  # show a bar?
-): # (n,d) float64, numpy
+    images:np.ndarray|Tensor, # uint8, (n,c,h,w), as datasets.as_images takes them
+    extractor:Callable,       # an Extractor, or any function (b,c,h,w) in [-1,1] -> (b,d)
+    batch_size:int=250,       # images at a time
+    progress:bool=False,      # show a bar?
+)->np.ndarray: # (n,d) float64
     "The features of images, a batch at a time"
     from tqdm.auto import tqdm
-    x8, name = as_images(images), getattr(extractor, 'name', getattr(extractor, '__name__', type(extractor).__name__))
+    x8, name = as_images(images), _name(extractor)
     _check_request(x8, extractor, name)
     parts, bar = [], tqdm(total=len(x8), desc=name, disable=None if progress else True)
     for b in x8.split(batch_size):
         f = extractor(to_unit(b).to(getattr(extractor, 'device', 'cpu')))
-        parts.append(_checked(f.double().cpu().numpy() if torch.is_tensor(f) else np.asarray(f, np.float64), len(b), len(parts)*batch_size, name))
+        f = f.double().cpu().numpy() if torch.is_tensor(f) else np.asarray(f, np.float64)
+        parts.append(_checked(f, len(b), len(parts)*batch_size, name))
         bar.update(len(b))
     bar.close()
     return np.concatenate(parts)
 
 # %% ../../nbs/5_quality/01_features.ipynb #0d987ade
+def _name(f): return getattr(f, 'name', getattr(f, '__name__', type(f).__name__))
+
 def _check_request(x8, extractor, name):
-    shape = getattr(extractor, 'shape', None)
-    if shape and tuple(x8.shape[1:]) != shape:
-        raise RequestError(f'{name} takes images of {shape}, not {tuple(x8.shape[1:])}: see datasets.fit_shape, or pass another extractor')
-    if getattr(extractor, 'training', False): raise RequestError(f'{name} is in training mode, so its features depend on the batch: call its .eval() first')
+    shape, given = getattr(extractor, 'shape', None), tuple(x8.shape[1:])
+    if shape and given != shape:
+        do = 'see datasets.fit_shape, or pass another extractor'
+        raise RequestError(f'{name} takes images of {shape}, not {given}: {do}')
+    if getattr(extractor, 'training', False):
+        why = 'is in training mode, so its features depend on the batch'
+        raise RequestError(f'{name} {why}: call its .eval() first')
 
 def _checked(f, n, start, name):
     "The features of one batch, or what is wrong with them"
-    if f.ndim != 2 or len(f) != n: raise RequestError(f'{name} made {f.shape} of {n} images; an extractor returns (b,d), one row an image')
-    if len(bad := np.flatnonzero(~np.isfinite(f).all(1))): raise RequestError(f'{name}: the features of image {start + bad[0]} are not finite ({len(bad)} such in its batch)')
+    if f.ndim != 2 or len(f) != n:
+        wanted = 'an extractor returns (b,d), one row an image'
+        raise RequestError(f'{name} made {f.shape} of {n} images; {wanted}')
+    if len(bad := np.flatnonzero(~np.isfinite(f).all(1))):
+        which = f'the features of image {start + bad[0]} are not finite'
+        raise RequestError(f'{name}: {which} ({len(bad)} such in its batch)')
     return f
 
 # %% ../../nbs/5_quality/01_features.ipynb #ec80eaaf
 @lru_cache
 def inception_features(
-    device='cpu', # where it shall work
-): # `Extractor` for images of any size with 1 or 3 channels, 2048 features
+    device:str='cpu', # where it shall work
+)->Extractor: # for images of any size with 1 or 3 channels, 2048 features
     "Pool features of torchvision's Inception-v3"
-    from urllib.error import URLError
     models = load_torchvision().models
     weights = models.Inception_V3_Weights.IMAGENET1K_V1
     path = Path(torch.hub.get_dir())/'checkpoints'/weights.url.split('/')[-1]
-    try: net = models.inception_v3(weights=weights, progress=False)
-    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as e:
-        if path.exists(): raise RequestError(f'{path} is damaged, or not the weights of Inception-v3: remove it, and it is fetched again') from None
-        raise RequestError(f'the weights of Inception-v3 cannot be fetched ({getattr(e, "reason", e)}): put {weights.url} into {path.parent}') from None
+    net = _inception(models, weights, path)
     net.fc, net.transform_input = nn.Identity(), False
     net.eval().requires_grad_(False).to(device)
-    return Extractor(lambda x: net(_for_inception(x)), 'inception-v3-torchvision', hashlib.sha256(path.read_bytes()).hexdigest(), None, device)
+    sha, features = hashlib.sha256(path.read_bytes()).hexdigest(), lambda x: net(_for_inception(x))
+    return Extractor(features, 'inception-v3-torchvision', sha, None, device)
+
+def _inception(models, weights, path):
+    "The network with its weights, from torch's cache or the net, or one line that says what to do"
+    from urllib.error import URLError
+    try: return models.inception_v3(weights=weights, progress=False)
+    except (URLError, OSError, RuntimeError, pickle.UnpicklingError) as e:
+        why = getattr(e, 'reason', e)
+    if path.exists():
+        damaged = f'{path} is damaged, or not the weights of Inception-v3'
+        raise RequestError(f'{damaged}: remove it, and it is fetched again')
+    cannot = f'the weights of Inception-v3 cannot be fetched ({why})'
+    raise RequestError(f'{cannot}: put {weights.url} into {path.parent}')
 
 def _for_inception(x):
-    return F.interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode='bilinear', antialias=True)
+    x = x.expand(-1, 3, -1, -1)
+    return F.interpolate(x, size=(299, 299), mode='bilinear', antialias=True)

@@ -20,20 +20,27 @@ class Moments:
     n: int|float     # how many images, at least 1; inf for the moments of a distribution
     mean: np.ndarray # (d,) float64
     cov: np.ndarray  # (d,d) float64, over n − 1; zeros for one image
+
     def __post_init__(self):
         mean, cov = (np.array(a, np.float64) for a in (self.mean, self.cov))
-        if mean.ndim != 1 or cov.shape != 2*mean.shape: raise RequestError(f'moments are a mean (d,) and a covariance (d,d), not {mean.shape} and {cov.shape}')
-        if not (np.isfinite(mean).all() and np.isfinite(cov).all()): raise RequestError('moments must be finite: look for NaN in the features')
-        for name, a in (('mean', mean), ('cov', (cov + cov.T)/2)): a.setflags(write=False); object.__setattr__(self, name, a)
+        if mean.ndim != 1 or cov.shape != 2*mean.shape:
+            wanted = 'moments are a mean (d,) and a covariance (d,d)'
+            raise RequestError(f'{wanted}, not {mean.shape} and {cov.shape}')
+        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+            raise RequestError('moments must be finite: look for NaN in the features')
+        for name, a in (('mean', mean), ('cov', (cov + cov.T)/2)):
+            a.setflags(write=False)
+            object.__setattr__(self, name, a)
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #4f8c71fd
 @patch(cls_method=True)
 def of(cls:Moments,
-    features, # (n,d), finite
-): # `Moments`
+    features:np.ndarray, # (n,d), finite
+)->Moments:
     "Moments of features, in float64"
     x = np.asarray(features, np.float64)
-    if x.ndim != 2 or not x.size: raise RequestError(f'features are an array (n,d) with n ≥ 1, not {x.shape}')
+    if x.ndim != 2 or not x.size:
+        raise RequestError(f'features are an array (n,d) with n ≥ 1, not {x.shape}')
     c = x - x.mean(0)
     return cls(len(x), x.mean(0), c.T@c/max(len(x) - 1, 1))
 
@@ -43,9 +50,11 @@ def merge(self:Moments,
     other:Moments, # of other images, same d
 )->Moments:
     "Moments of both sets together (Chan et al. 1979)"
-    if len(self.mean) != len(other.mean): raise RequestError(f'moments of {len(self.mean)} and of {len(other.mean)} features cannot be merged')
+    d, e = len(self.mean), len(other.mean)
+    if d != e: raise RequestError(f'moments of {d} and of {e} features cannot be merged')
     n, delta = self.n + other.n, other.mean - self.mean
-    scatter = (self.n - 1)*self.cov + (other.n - 1)*other.cov + self.n*other.n/n*np.outer(delta, delta)
+    between = self.n*other.n/n*np.outer(delta, delta)
+    scatter = (self.n - 1)*self.cov + (other.n - 1)*other.cov + between
     return Moments(n, self.mean + other.n/n*delta, scatter/(n - 1))
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #43da11dc
@@ -56,7 +65,8 @@ def _root(cov):
 
 def _transport(a, b):
     "The distance, s, and BU, of which the columns with s > 0 are kept"
-    if len(a.mean) != len(b.mean): raise RequestError(f'both sets need the same features, these have {len(a.mean)} and {len(b.mean)}')
+    d, e = len(a.mean), len(b.mean)
+    if d != e: raise RequestError(f'both sets need the same features, these have {d} and {e}')
     if min(a.n, b.n) < 2: raise RequestError('a covariance takes at least 2 images')
     A, B = _root(a.cov), _root(b.cov)
     U, s, Vt = np.linalg.svd(B.T@A)
@@ -72,19 +82,19 @@ def frechet_distance(
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #8aff698c
 def floor_weights(
-    spectrum, # eigenvalues of the covariance, (d,)
-): # ρ, (d + d(d+1)/2,) where all d are > 0
+    spectrum:np.ndarray, # eigenvalues of the covariance, (d,)
+)->np.ndarray: # ρ, (d + d(d+1)/2,) where all d are > 0
     "Weights of the χ² that make the distance of N images to their own distribution, times N"
     lam = np.asarray(spectrum, np.float64)
-    lam = lam[lam > 0]                                                       # a dead feature costs nothing
+    lam = lam[lam > 0]                                   # a dead feature costs nothing
     i, j = np.triu_indices(len(lam))
     return np.concatenate([lam, lam[i]*lam[j]/(lam[i] + lam[j])])
 
 def frechet_bias(
-    spectrum,   # eigenvalues of the covariance, (d,)
-    n,          # images in one set
-    m=np.inf,   # images in the other; inf: exact moments
-)->float:
+    spectrum:np.ndarray, # eigenvalues of the covariance, (d,)
+    n:float,             # images in one set
+    m:float=np.inf,      # images in the other; inf: exact moments
+)->float: # in squared units of the features
     "What two sets of one distribution are expected to score"
     return floor_weights(spectrum).sum()*(1/n + 1/m)
 
@@ -98,8 +108,10 @@ class _Fit(NamedTuple):
     trace: float   # of the covariance of the features
 
 def _fit(features, ref):
-    a, ref = Moments.of(features), getattr(ref, 'moments', ref)              # a Reference carries its moments
-    if a.n <= len(a.mean): raise RequestError(f'{a.n} images are too few for {len(a.mean)} features: an interval takes more images than features')
+    a, ref = Moments.of(features), getattr(ref, 'moments', ref)    # a Reference carries its moments
+    if a.n <= len(a.mean):
+        few = f'{a.n} images are too few for {len(a.mean)} features'
+        raise RequestError(f'{few}: an interval takes more images than features')
     D, s, BU = _transport(a, ref)
     c = np.asarray(features, np.float64) - a.mean
     w = c@BU/s**.5
@@ -108,7 +120,7 @@ def _fit(features, ref):
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #ba80e1c4
 def _interval(value, var, V2, kappa, z=1.96):
-    "Interval from the plug-in variance, the variance of the second order, and the slope of variance on value"
+    "Interval from plug-in variance, variance of the second order, and slope of variance on value"
     V, c = max(var - V2, V2/2), (z**2 + 1)*kappa/4
     half = (z**2*V + c**2)**.5
     return Estimate(*(float(v) for v in (value, value + c - half, value + c + half)))
@@ -120,9 +132,9 @@ def _spread(fit):
     return fit.u.var(ddof=1)/len(fit.u), V2, 8*(rho**3).sum()/V2 if V2 else 0.
 
 def fid(
-    features,    # (n,d), n > d
-    ref:Moments, # the reference, taken as exact: its n should be many times larger
-)->Estimate:     # the biased distance; its interval is for what such a run gives on average at this n
+    features:np.ndarray, # (n,d), n > d
+    ref:Moments,         # the reference, taken as exact: its n should be many times larger
+)->Estimate: # the biased distance; its interval is for what such a run gives on average at this n
     "Fréchet distance of features to a reference, with an interval from the influence of each image"
     fit = _fit(features, ref)
     return _interval(fit.value, *_spread(fit))
@@ -131,31 +143,35 @@ def fid(
 def _bias(fit): return fit.trace + floor_weights(fit.s)[len(fit.s):].sum()
 
 def fid_infinity(
-    features,    # (n,d), n > 2d + 1, rows in no special order
-    ref:Moments, # the reference, taken as exact
-)->Estimate:     # without bias, so below 0 about as often as above where the truth is 0
+    features:np.ndarray, # (n,d), n > 2d + 1, rows in no special order
+    ref:Moments,         # the reference, taken as exact
+)->Estimate: # without bias, so below 0 about as often as above where the truth is 0
     "Fréchet distance less its bias: the distance of infinitely many images, with its interval"
     fit, least = _fit(features, ref), 2*np.shape(features)[1] + 2
-    if len(fit.u) < least: raise RequestError(f'{len(fit.u)} images are too few: the bias takes at least {least}')
+    n = len(fit.u)
+    if n < least: raise RequestError(f'{n} images are too few: the bias takes at least {least}')
     halves = [_bias(_fit(np.asarray(features)[k::2], ref)) for k in (0, 1)]
-    return _interval(fit.value - (2*_bias(fit) - np.mean(halves))/len(fit.u), *_spread(fit))
+    return _interval(fit.value - (2*_bias(fit) - np.mean(halves))/n, *_spread(fit))
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #801148bb
 def _pairs(fit, most=200):
     "The kernel h of up to 200 images spread over the set, with zeros on the diagonal"
-    w, s = fit.w[np.linspace(0, len(fit.w) - 1, min(len(fit.w), most)).astype(int)], fit.s
+    n, s = len(fit.w), fit.s
+    w = fit.w[np.linspace(0, n - 1, min(n, most)).astype(int)]
     C = .5/(s[:,None] + s)
     own = w**2@(s*np.diag(C)) - (s**2*np.diag(C)).sum()/2
     H = np.stack([(p := v*w).sum(1) + (p@C*p).sum(1) for v in w]) - own[:,None] - own
     return H - np.diag(np.diag(H))
 
 def fid_difference(
-    a,           # features of one sampler, (n,d), n > d
-    b,           # features of the other, (n,d); row i from the same noise as row i of a, where that is so
-    ref:Moments, # the reference of both
-)->Estimate:     # below 0: a is closer. The interval is for the mean difference of such runs
+    a:np.ndarray, # features of one sampler, (n,d), n > d
+    b:np.ndarray, # of the other, (n,d); row i from the same noise as row i of a, where that is so
+    ref:Moments,  # the reference of both
+)->Estimate: # below 0: a is closer. The interval is for the mean difference of such runs
     "Difference of two Fréchet distances to one reference, paired row by row"
-    if len(a) != len(b): raise RequestError(f'both need the same number of images, not {len(a)} and {len(b)}: the distance depends on it')
+    if len(a) != len(b):
+        why = f'not {len(a)} and {len(b)}: the distance depends on it'
+        raise RequestError(f'both need the same number of images, {why}')
     fa, fb = _fit(a, ref), _fit(b, ref)
     H, n = _pairs(fa) - _pairs(fb), len(a)
     V2 = 2*(H**2).sum()/(len(H)*(len(H) - 1))/n**2
@@ -164,14 +180,16 @@ def fid_difference(
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #fa6b20b0
 def fid_floor(
-    holdout_features, # of real images that are not in the reference, (m,d), m ≥ n
-    ref:Moments,      # the reference
-    n:int,            # images in a draw: as many as the sampler is judged by
-    seed:int=0,       # of the draws
-    draws:int=10,     # how many
-)->Estimate:          # the mean; and the band of a single draw
+    holdout_features:np.ndarray, # of real images that are not in the reference, (m,d), m ≥ n
+    ref:Moments,  # the reference
+    n:int,        # images in a draw: as many as the sampler is judged by
+    seed:int=0,   # of the draws
+    draws:int=10, # how many
+)->Estimate: # the mean; and the band of a single draw
     "Real against real: what n real images score"
     m = len(holdout_features)
-    if m < n: raise RequestError(f'a floor of {n} images takes as many held-out real ones, there are {m}')
+    if m < n:
+        raise RequestError(f'a floor of {n} images takes as many held-out real ones, there are {m}')
     rng = np.random.default_rng(seed)
-    return Estimate(*np.mean([fid(holdout_features[rng.choice(m, n, replace=False)], ref) for _ in range(draws)], 0).tolist())
+    draw = lambda: holdout_features[rng.choice(m, n, replace=False)]
+    return Estimate(*np.mean([fid(draw(), ref) for _ in range(draws)], 0).tolist())

@@ -13,9 +13,9 @@ from .frechet import _interval
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #1d49c688
 def cubic_kernel(
-    x, # features, (n,d)
-    y, # features, (m,d)
-): # (n,m)
+    x:np.ndarray, # features, (n,d)
+    y:np.ndarray, # features, (m,d)
+)->np.ndarray: # (n,m), each row of x with each of y
     "Cubic polynomial kernel of all pairs (Bińkowski et al. 2018, section 4)"
     return (x@y.T/x.shape[1] + 1)**3
 
@@ -26,23 +26,28 @@ def _row_means(x, y, rows=512):
     sums = np.concatenate([cubic_kernel(x[i:i+rows], z).sum(1) for i in range(0, len(x), rows)])
     return sums/len(z) if y is not None else (sums - ((x**2).mean(1) + 1)**3)/(len(x) - 1)
 
-def _means(x, y): return _row_means(x, None), _row_means(y, None), _row_means(x, y), _row_means(y, x)
+def _means(x, y): return tuple(_row_means(*ab) for ab in ((x, None), (y, None), (x, y), (y, x)))
 
 def mmd2(
-    x, # features of one set, (n,d), n ≥ 2
-    y, # features of the other, (m,d), m ≥ 2
-)->float:
-    "Unbiased squared distance of two sets in the space of the cubic kernel (Gretton et al. 2012, eq. 3)"
+    x:np.ndarray, # features of one set, (n,d), n ≥ 2
+    y:np.ndarray, # features of the other, (m,d), m ≥ 2; or a Reference, which carries them
+)->float: # unbiased, so below 0 about as often as above for equal distributions
+    "Unbiased squared distance in the space of the cubic kernel (Gretton et al. 2012, eq. 3)"
     kxx, kyy, kxy, _ = _means(*_checked(x, y))
     return float(kxx.mean() + kyy.mean() - 2*kxy.mean())
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #68f968fe
 def _checked(x, y):
     "Both as float64 arrays, or what is wrong with them"
-    x, y = (np.ascontiguousarray(a, np.float64) for a in (x, getattr(y, 'features', y)))                  # a Reference carries its features
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]: raise RequestError(f'features are two arrays (n,d) and (m,d) of the same d, not {x.shape} and {y.shape}')
-    if min(len(x), len(y)) < 2: raise RequestError(f'a kernel distance takes at least 2 images on either side, not {len(x)} and {len(y)}')
-    if not (np.isfinite(x).all() and np.isfinite(y).all()): raise RequestError('features must be finite: look for NaN')
+    x, y = (np.ascontiguousarray(a, np.float64) for a in (x, getattr(y, 'features', y)))
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        wanted = 'features are two arrays (n,d) and (m,d) of the same d'
+        raise RequestError(f'{wanted}, not {x.shape} and {y.shape}')
+    if min(len(x), len(y)) < 2:
+        wanted = 'a kernel distance takes at least 2 images on either side'
+        raise RequestError(f'{wanted}, not {len(x)} and {len(y)}')
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise RequestError('features must be finite: look for NaN')
     return x, y
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #d6045991
@@ -69,12 +74,15 @@ def _second_order(x, y, means, seed, most=300):
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #07d49a58
 def kid(
-    x,          # features of the samples, (n,d), n ≥ 8
-    y,          # features of the reference, (m,d), m ≥ 8
-    seed:int=0, # of the images that the interval is computed from, where there are more than 300
-)->Estimate:    # unbiased, so below 0 about as often as above for equal distributions
+    x:np.ndarray, # features of the samples, (n,d), n ≥ 8
+    y:np.ndarray, # of the reference, (m,d), m ≥ 8; or a Reference, which carries them
+    seed:int=0,   # of the images that the interval is computed from, where there are more than 300
+)->Estimate: # unbiased, so below 0 about as often as above for equal distributions
     "Kernel inception distance (Bińkowski et al. 2018) over all pairs, with a 95 % interval"
     x, y = _checked(x, y)
-    if min(len(x), len(y)) < 8: raise RequestError(f'an interval takes at least 8 images on either side, not {len(x)} and {len(y)}')
+    if min(len(x), len(y)) < 8:
+        wanted = 'an interval takes at least 8 images on either side'
+        raise RequestError(f'{wanted}, not {len(x)} and {len(y)}')
     means = kxx, kyy, kxy, _ = _means(x, y)
-    return _interval(kxx.mean() + kyy.mean() - 2*kxy.mean(), _first_order(*means), *_second_order(x, y, means, seed))
+    value = kxx.mean() + kyy.mean() - 2*kxy.mean()
+    return _interval(value, _first_order(*means), *_second_order(x, y, means, seed))

@@ -7,8 +7,10 @@ __all__ = ['FEW', 'LEAST', 'SOME', 'METRICS', 'Metric', 'scores', 'of_features',
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #8997f59b
 import numpy as np
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
+from torch import Tensor
 from ..basics.errors import RequestError
 from .datasets import as_images
 from .features import extract, mnist_features
@@ -17,10 +19,12 @@ from .kernels import kid
 from .neighbours import balls, memorisation, prdc
 from .pixels import diversity, pixel_stats, sliced_wasserstein
 from .perceptual import lpips_diversity
+from .references import Reference
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #833dac47
-FEW, LEAST = 256, 20      # below FEW images a Fréchet distance is marked, below LEAST nothing is measured
-SOME = 5000               # so many images of the reference, drawn at random, take part in KID and sliced Wasserstein
+FEW = 256       # below so many images a Fréchet distance is marked as too few
+LEAST = 20      # below so many nothing is measured
+SOME = 5000     # so many images of the reference, drawn at random, go into KID and sliced distance
 
 class Metric(NamedTuple):
     "What a column is"
@@ -28,22 +32,27 @@ class Metric(NamedTuple):
     better: str # 'lower', 'higher', or '' where neither is: compare with the reference
 
 METRICS = dict(
-    fid=Metric('FID-proxy', 'lower'), fid_inf=Metric('FID-proxy, N → ∞', 'lower'), kid=Metric('KID', 'lower'), swd=Metric('sliced Wasserstein', 'lower'),
-    precision=Metric('precision', 'higher'), recall=Metric('recall', 'higher'), density=Metric('density', 'higher'), coverage=Metric('coverage', 'higher'),
-    mean=Metric('mean grey level', ''), std=Metric('contrast', ''), mid=Metric('share of mid-grey', ''), diversity=Metric('diversity', ''),
+    fid=Metric('FID-proxy', 'lower'), fid_inf=Metric('FID-proxy, N → ∞', 'lower'),
+    kid=Metric('KID', 'lower'), swd=Metric('sliced Wasserstein', 'lower'),
+    precision=Metric('precision', 'higher'), recall=Metric('recall', 'higher'),
+    density=Metric('density', 'higher'), coverage=Metric('coverage', 'higher'),
+    mean=Metric('mean grey level', ''), std=Metric('contrast', ''),
+    mid=Metric('share of mid-grey', ''), diversity=Metric('diversity', ''),
     lpips=Metric('LPIPS diversity', ''), memorised=Metric('nearer to training', ''))
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #d9767c0e
 def scores(
-    images,         # uint8, (n,c,h,w), n ≥ 20
-    ref,            # `Reference`, made with the same extractor
-    extractor=None, # what makes the features; None: those of the MNIST classifier
-    seed=0,         # of the metrics that draw: KID, sliced Wasserstein, LPIPS
-    features=None,  # of these images, where they are at hand
-): # ({metric: Estimate}, lines about what was left out)
+    images:np.ndarray|Tensor,  # uint8, (n,c,h,w), n ≥ 20
+    ref:Reference,             # made with the same extractor
+    extractor:Callable=None,   # what makes the features; None: those of the MNIST classifier
+    seed:int=0,                # of the metrics that draw: KID, sliced Wasserstein, LPIPS
+    features:np.ndarray=None,  # of these images, where they are at hand
+)->tuple: # a dict {metric: Estimate}, and a tuple of lines about what was left out
     "Every metric that can be had for these images"
     x8 = as_images(images)
-    if len(x8) < LEAST: raise RequestError(f'{len(x8)} images are too few to measure anything: sample at least {LEAST}, better 1000')
+    if len(x8) < LEAST:
+        few = f'{len(x8)} images are too few to measure anything'
+        raise RequestError(f'{few}: sample at least {LEAST}, better 1000')
     notes = []
     if features is None: features = extract(x8, extractor or mnist_features())
     values = of_features(features, ref, seed, notes.append) | _of_pixels(x8)
@@ -58,19 +67,23 @@ def _of_pixels(x8):
     return dict(mean=stats.mean, std=stats.std, mid=stats.mid, diversity=diversity(x8))
 
 def of_features(
-    features, # of the images, (n,d)
-    ref,      # `Reference`
-    seed=0,   # of KID and of sliced Wasserstein
-    note=lambda line: None, # called with a line about each metric that was left out
-): # {metric: Estimate}
+    features:np.ndarray, # of the images, (n,d)
+    ref:Reference,       # made with the same extractor
+    seed:int=0,          # of KID and of sliced Wasserstein
+    note:Callable=None,  # called with a line about each metric that was left out
+)->dict: # {metric: Estimate}
     "The metrics that need features only"
-    y, values = ref.features, {}
-    if features.shape[1] != y.shape[1]: raise RequestError(f'{features.shape[1]} features an image, but the reference has {y.shape[1]}: use the extractor that it was made with')
+    y, values, note = ref.features, {}, note or (lambda line: None)
+    d, of_ref = features.shape[1], y.shape[1]
+    if d != of_ref:
+        differ = f'{d} features an image, but the reference has {of_ref}'
+        raise RequestError(f'{differ}: use the extractor that it was made with')
+    some = y[np.random.default_rng(0).permutation(len(y))[:SOME]]  # files are often sorted by class
     _try(values, 'fid', lambda: fid(features, ref.moments), note)
     _try(values, 'fid_inf', lambda: fid_infinity(features, ref.moments), note)
-    some = y[np.random.default_rng(0).permutation(len(y))[:SOME]]             # files are often sorted by class
     _try(values, 'kid', lambda: kid(features, some, seed=seed), note)
-    return values | dict(swd=sliced_wasserstein(features, some, seed=seed)) | prdc(features, _balls(ref))._asdict()
+    sliced = sliced_wasserstein(features, some, seed=seed)
+    return values | dict(swd=sliced) | prdc(features, _balls(ref))._asdict()
 
 def _try(values, name, f, note):
     "Put a metric into `values`, or tell why it is not there"
@@ -84,20 +97,22 @@ def _balls(ref):
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #71bbb7a2
 def held_out(
-    ref,    # `Reference` with a holdout
-    n,      # how many real images to draw, at most as many as the holdout has
-    seed=0, # of the draw
-): # (n,d)
+    ref:Reference, # with a holdout
+    n:int,         # how many real images to draw, at most as many as the holdout has
+    seed:int=0,    # of the draw
+)->np.ndarray: # (n,d)
     "Features of n real images that the reference has not seen"
-    if ref.holdout is None or len(ref.holdout) < n:
-        raise RequestError(f'a floor of {n} images needs a holdout of at least as many; {ref.name} has {0 if ref.holdout is None else len(ref.holdout)}')
-    return ref.holdout[np.sort(np.random.default_rng([seed, n]).choice(len(ref.holdout), n, replace=False))]
+    held = 0 if ref.holdout is None else len(ref.holdout)
+    if held < n:
+        wanted = f'a floor of {n} images needs a holdout of at least as many'
+        raise RequestError(f'{wanted}; {ref.name} has {held}')
+    return ref.holdout[np.sort(np.random.default_rng([seed, n]).choice(held, n, replace=False))]
 
 def floor(
-    ref,    # `Reference` with a holdout
-    n,      # how many real images, at most as many as the holdout has
-    seed=0, # of the draw
-): # {metric: Estimate}; those of pixels from the first n images that are at hand
+    ref:Reference, # with a holdout
+    n:int,         # how many real images, at most as many as the holdout has
+    seed:int=0,    # of the draw
+)->dict: # {metric: Estimate}; those of pixels from the first n images that are at hand
     "What real images score that the reference has not seen"
     values, held = of_features(held_out(ref, n, seed), ref, seed), ref.holdout_images
     return values if held is None or len(held) < 3 else values | _of_pixels(held[:n])

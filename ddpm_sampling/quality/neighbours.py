@@ -6,14 +6,16 @@
 __all__ = ['Balls', 'balls', 'wilson', 'PRDC', 'prdc', 'expected_coverage', 'Closest', 'closest', 'Memorisation', 'memorisation']
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #37a29b55
-import math, torch
+import math
+import numpy as np, torch
 from typing import NamedTuple
+from torch import Tensor
 from ..basics.errors import RequestError
 from ..basics.estimates import Estimate
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #87bc9a14
 def _blocks(a, b, entries=2**22):
-    "Squared distances from the rows of a to all rows of b: (slice of rows, block), at most `entries` numbers at a time"
+    "Squared distances of rows of a to all of b: (rows, block), at most `entries` numbers at once"
     centre = b.mean(0)
     a, b = a - centre, b - centre
     na, nb, rows = (a*a).sum(1), (b*b).sum(1), max(1, entries//len(b))
@@ -24,18 +26,20 @@ def _blocks(a, b, entries=2**22):
 # %% ../../nbs/5_quality/05_neighbours.ipynb #e194c625
 class Balls(NamedTuple):
     "Points, and the squared distance from each to its k-th nearest fellow"
-    points: torch.Tensor # (n,d), float64
-    r2: torch.Tensor     # (n,), float64
-    held: torch.Tensor   # how many fellows' balls hold the point, (n,); k on average
-    k: int
+    points: Tensor # (n,d), float64
+    r2: Tensor     # (n,), float64
+    held: Tensor   # how many fellows' balls hold the point, (n,); k on average
+    k: int         # which fellow a ball reaches to
 
 def balls(
-    features, # what to draw balls around, (n,d), n > k
-    k=5,      # the ball reaches to the k-th nearest fellow, ≥ 1
-): # Balls
+    features:np.ndarray|Tensor, # what to draw balls around, (n,d), n > k
+    k:int=5,                    # the ball reaches to the k-th nearest fellow, ≥ 1
+)->Balls:
     "The sketch of a distribution (Kynkäänniemi et al. 2019, section 3)"
     x = _points(features)
-    if not 1 <= k < len(x): raise RequestError(f'k = {k} neighbours need more than {k} points (there are {len(x)}) and k ≥ 1')
+    if not 1 <= k < len(x):
+        wanted = f'k = {k} neighbours need more than {k} points'
+        raise RequestError(f'{wanted} (there are {len(x)}) and k ≥ 1')
     d2, fellow = map(torch.cat, zip(*(d.topk(k + 1, largest=False) for _, d in _blocks(x, x))))
     return Balls(x, d2[:, -1], fellow[:, 1:].flatten().bincount(minlength=len(x)), k)
 
@@ -43,55 +47,64 @@ def balls(
 def _points(features):
     "Features as a float64 matrix, or a RequestError"
     x = torch.as_tensor(features).double()
-    if x.ndim != 2 or not len(x): raise RequestError(f'features are a matrix (n,d), one row an image, not of shape {tuple(x.shape)}')
-    if bad := int((~x.isfinite()).any(1).sum()): raise RequestError(f'{bad} of {len(x)} rows of features are not finite: look at those images')
+    if x.ndim != 2 or not len(x):
+        wanted = 'features are a matrix (n,d), one row an image'
+        raise RequestError(f'{wanted}, not of shape {tuple(x.shape)}')
+    if bad := int((~x.isfinite()).any(1).sum()):
+        what = f'{bad} of {len(x)} rows of features are not finite'
+        raise RequestError(f'{what}: look at those images')
     return x
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #8684d61c
 def wilson(
-    p, # a share, from 0 to 1
-    n, # of how many independent points, > 0; need not be whole
-): # Estimate
+    p:float, # a share, from 0 to 1
+    n:float, # of how many independent points, > 0; need not be whole
+)->Estimate:
     "95 % interval of a share (Wilson 1927)"
     z2 = 1.959964**2
-    mid, half = (p + z2/(2*n))/(1 + z2/n), (z2*(p*(1 - p)/n + z2/(4*n*n)))**.5/(1 + z2/n)
+    mid = (p + z2/(2*n))/(1 + z2/n)
+    half = (z2*(p*(1 - p)/n + z2/(4*n*n)))**.5/(1 + z2/n)
     return Estimate(p, max(0., min(p, mid - half)), min(1., max(p, mid + half)))
 
 def _share(tally, owners):
-    "Share of points in any ball; tally (n,2): in how many balls, and the sum of their owners' numbers"
+    "Share of points in any ball; tally (n,2): in how many balls, and the sum of owners' numbers"
     n, count = len(tally), tally[:, 0]
     u = torch.bincount(tally[count == 1, 1].long(), minlength=owners).double()
     balls = 1.959964*((u - u.mean())**2).sum().item()**.5/n
     p, low, high = wilson((count > 0).double().mean().item(), n)
-    return Estimate(p, max(0., p - math.hypot(p - low, balls)), min(1., p + math.hypot(high - p, balls)))
+    below, above = math.hypot(p - low, balls), math.hypot(high - p, balls)
+    return Estimate(p, max(0., p - below), min(1., p + above))
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #842050ba
 class PRDC(NamedTuple):
     "Each with its 95 % interval over new draws of both sets"
     precision: Estimate # share of generated images that look real
     recall: Estimate    # share of real images that could be generated
-    density: Estimate   # how deep among the real ones the generated lie; about 1 for equal distributions
+    density: Estimate   # how deep among the real the generated lie; about 1 for equal distributions
     coverage: Estimate  # share of real images with a generated one nearby
 
 def prdc(
-    x,   # features of generated images, (M,d)
-    ref, # features of real images, (N,d); or their Balls, where many sets are measured against them
-    k=5, # neighbours; unused if ref is Balls
-): # PRDC
+    x:np.ndarray|Tensor,         # features of generated images, (M,d)
+    ref:np.ndarray|Tensor|Balls, # of real images, (N,d); or their Balls, or a Reference
+    k:int=5,                     # neighbours; unused if ref is Balls
+)->PRDC:
     "Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)"
-    y = ref if isinstance(ref, Balls) else balls(getattr(ref, 'features', ref), k)     # a Reference carries its features
+    y = ref if isinstance(ref, Balls) else balls(getattr(ref, 'features', ref), k)
     x = balls(x, y.k)
-    if x.points.shape[1] != y.points.shape[1]:
-        raise RequestError(f'generated features have width {x.points.shape[1]}, those of the reference {y.points.shape[1]}: use one extractor')
+    wide, of_ref = x.points.shape[1], y.points.shape[1]
+    if wide != of_ref:
+        widths = f'generated features have width {wide}, those of the reference {of_ref}'
+        raise RequestError(f'{widths}: use one extractor')
     in_y, cov, rec = _tallies(x, y)
-    return PRDC(_share(in_y, len(cov)), _share(rec, len(in_y)), _density(in_y[:, 0], cov[:, 0], y), _share(cov, len(in_y)))
+    M, N = len(in_y), len(cov)
+    return PRDC(_share(in_y, N), _share(rec, M), _density(in_y[:, 0], cov[:, 0], y), _share(cov, M))
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #881fb518
 def _tallies(x, y):
-    "One pass: generated points in real balls, real balls with generated points, real points in generated balls"
-    M, N = len(x.r2), len(y.r2)
+    "One pass: generated points in real balls, real balls with generated points, real in generated"
+    M, N, in_y = len(x.r2), len(y.r2), []
     number = lambda n: torch.stack([torch.ones(n), torch.arange(n)], 1).float()  # exact up to 2²⁴
-    of_x, of_y, cov, rec, in_y = number(M), number(N), torch.zeros(N, 2), torch.zeros(N, 2), []
+    of_x, of_y, cov, rec = number(M), number(N), torch.zeros(N, 2), torch.zeros(N, 2)
     rim = 1e-12*sum(((p - y.points.mean(0))**2).sum(1).max() for p in (x.points, y.points))
     for s, d in _blocks(x.points, y.points):
         held = (d <= y.r2 + rim).float()                         # x_j in B(y_i)
@@ -104,16 +117,16 @@ def _density(per_x, per_y, y):
     "Mean number of balls around a generated point, over k"
     M, N, k = len(per_x), len(per_y), y.k
     value = per_x.double().mean().item()/k
-    own = per_y.double()*N/M - value*y.held                      # what hangs on one real point: its ball, and those it bounds
+    own = per_y.double()*N/M - value*y.held     # of one real point: its ball, and those it bounds
     se = (per_x.double().var()/M + own.var()/N).item()**.5/k
     return Estimate(value, max(0., value - 1.959964*se), value + 1.959964*se)
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #3936a25f
 def expected_coverage(
-    N,   # real images
-    M,   # generated images
-    k=5, # neighbours
-): # from 0 to 1
+    N:int,   # real images
+    M:int,   # generated images
+    k:int=5, # neighbours
+)->float: # from 0 to 1
     "Coverage of a perfect generator (Naeem et al. 2020, lemma 2)"
     return 1 - math.prod((N - i)/(N + M - i) for i in range(1, k + 1))
 
@@ -128,20 +141,21 @@ def _sq_pixels(a, b):
 # %% ../../nbs/5_quality/05_neighbours.ipynb #b059c082
 class Closest(NamedTuple):
     "The nearest of the others for each image"
-    index: torch.Tensor    # its number, (n,)
-    distance: torch.Tensor # root mean square over the pixels, in grey levels 0…255, (n,), float64
-    nearer: torch.Tensor   # how many others are nearer than `within`, (n,)
+    index: Tensor    # its number, (n,)
+    distance: Tensor # root mean square over the pixels, in grey levels 0…255, (n,), float64
+    nearer: Tensor   # how many others are nearer than the distance asked about, (n,)
 
 def closest(
-    images,      # (n,c,h,w) uint8
-    others,      # (m,c,h,w) uint8, among whom to look
-    within=None, # distances, (n,), in grey levels: count those who are nearer
-): # Closest
+    images:Tensor,      # (n,c,h,w) uint8
+    others:Tensor,      # (m,c,h,w) uint8, among whom to look
+    within:Tensor=None, # distances, (n,), in grey levels: count those who are nearer
+)->Closest:
     "Nearest neighbours in pixels, exact"
-    a, pixels = _signed(_checked(images, others)), images[0].numel()
-    r2 = None if within is None else (within**2*pixels).round()               # whole numbers: no rounding error decides
-    best, index, nearer = torch.full((len(a),), torch.inf, dtype=torch.float64), torch.zeros(len(a)).long(), torch.zeros(len(a)).long()
-    step = min(2000, max(1, 2**22//len(a)))
+    a, pixels, n = _signed(_checked(images, others)), images[0].numel(), len(images)
+    r2 = None if within is None else (within**2*pixels).round()   # whole: no rounding decides
+    best = torch.full((n,), torch.inf, dtype=torch.float64)
+    index, nearer = torch.zeros(2, n).long()
+    step = min(2000, max(1, 2**22//n))
     for i in range(0, len(others), step):
         d = _sq_pixels(a, _signed(others[i:i+step]))
         least, at = d.min(1)
@@ -154,8 +168,11 @@ def _checked(images, *sets):
     "The images, if all are uint8 and of one shape"
     for s in (images, *sets):
         if not torch.is_tensor(s) or s.dtype != torch.uint8 or s.ndim != 4 or not len(s):
-            raise RequestError(f'images are uint8 tensors (n,c,h,w), n ≥ 1, not {getattr(s, "dtype", type(s).__name__)} {tuple(getattr(s, "shape", ()))}: pass floats through to_uint8')
-        if s.shape[1:] != images.shape[1:]: raise RequestError(f'images of shape {tuple(images.shape[1:])} cannot be compared with {tuple(s.shape[1:])}')
+            given = f'{getattr(s, "dtype", type(s).__name__)} {tuple(getattr(s, "shape", ()))}'
+            wanted = 'images are uint8 tensors (n,c,h,w), n ≥ 1'
+            raise RequestError(f'{wanted}, not {given}: pass floats through to_uint8')
+        a, b = tuple(images.shape[1:]), tuple(s.shape[1:])
+        if a != b: raise RequestError(f'images of shape {a} cannot be compared with {b}')
     return images
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #3cb6a5eb
@@ -168,24 +185,28 @@ def _equal_share(a, n, m):
 # %% ../../nbs/5_quality/05_neighbours.ipynb #33ba3299
 class Memorisation(NamedTuple):
     "Nearest training image against nearest held-out image"
-    share: Estimate # of samples nearer to the training set than to an equally large held-out set; ½: nothing memorised
+    share: Estimate # of samples nearer to training than to as many held-out images; ½: to neither
     train: Closest  # nearest training image of each sample
     test: Closest   # nearest held-out image of each sample
 
 def memorisation(
-    images, # samples, (M,c,h,w) uint8
-    train,  # what the network was trained on, (n,c,h,w) uint8, n ≥ m
-    test,   # real images it has not seen, (m,c,h,w) uint8
-): # Memorisation
+    images:Tensor, # samples, (M,c,h,w) uint8
+    train:Tensor,  # what the network was trained on, (n,c,h,w) uint8, n ≥ m
+    test:Tensor,   # real images it has not seen, (m,c,h,w) uint8
+)->Memorisation:
     "Do samples lie nearer to the training set than to an equally large held-out set?"
-    if len(train) < len(test): raise RequestError(f'{len(train)} training images and {len(test)} held-out ones: pass at most as many held-out ones')
+    n, m = len(train), len(test)
+    if n < m:
+        sizes = f'{n} training images and {m} held-out ones'
+        raise RequestError(f'{sizes}: pass at most as many held-out ones')
     held = closest(images, test)
     seen = closest(images, train, within=held.distance)
-    s = _equal_share(seen.nearer, len(train), len(test))
-    return Memorisation(_share_of(s, torch.where(seen.nearer > 0, seen.index, -1 - held.index)), seen, held)
+    nearest = torch.where(seen.nearer > 0, seen.index, -1 - held.index)
+    return Memorisation(_share_of(_equal_share(seen.nearer, n, m), nearest), seen, held)
 
 def _share_of(s, nearest):
-    "Wilson's interval for the mean of s in [0,1], the samples with one nearest image counted as one"
+    "Wilson's interval for the mean of s in [0,1]; samples with one nearest image count as one"
     c = nearest.unique(return_counts=True)[1].double()
-    p, var, n = s.mean().item(), s.var(correction=0).item(), (c.sum()**2/(c**2).sum()).item()
+    p, var = s.mean().item(), s.var(correction=0).item()
+    n = (c.sum()**2/(c**2).sum()).item()
     return wilson(p, n*max(1., p*(1 - p)/var) if var > 1e-12 else n)

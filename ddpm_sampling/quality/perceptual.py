@@ -8,7 +8,9 @@ __all__ = ['LpipsMissing', 'lpips_model', 'lpips_distance', 'lpips_diversity']
 # %% ../../nbs/5_quality/07_lpips.ipynb #bf8c1f0f
 import contextlib, functools, io, pickle, sys, warnings
 import torch, torch.nn.functional as F
+from torch import Tensor
 from ..basics.errors import RequestError
+from ..basics.estimates import Estimate
 from ..basics.arrays import to_unit
 from ..basics.optional import load_torchvision
 from .pixels import _mean
@@ -17,34 +19,45 @@ from .pixels import _mean
 def _signed(x):
     "Images in [-1,1], checked"
     x = torch.as_tensor(x)
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel(): raise RequestError(f'LPIPS takes images (n,c,h,w) with 1 or 3 channels, not {tuple(x.shape)}')
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
+        wanted = 'LPIPS takes images (n,c,h,w) with 1 or 3 channels'
+        raise RequestError(f'{wanted}, not {tuple(x.shape)}')
     if x.dtype == torch.uint8: return to_unit(x)
-    if not x.is_floating_point(): raise RequestError(f'LPIPS takes uint8 or floats in [-1,1], not {x.dtype}')
-    if bad := int((~x.isfinite()).sum()): raise RequestError(f'{bad} of {x.numel()} pixels are NaN or infinite')
-    if (top := x.abs().max().item()) > 1: raise RequestError(f'LPIPS takes values in [-1,1]; these reach {top:.3g}: pass them through to_uint8')
-    if x.min() >= 0: raise RequestError('not one negative value: this looks like [0,1], and LPIPS takes [-1,1]; pass 2*x - 1, or uint8')
+    if not x.is_floating_point():
+        raise RequestError(f'LPIPS takes uint8 or floats in [-1,1], not {x.dtype}')
+    if bad := int((~x.isfinite()).sum()):
+        raise RequestError(f'{bad} of {x.numel()} pixels are NaN or infinite')
+    if (top := x.abs().max().item()) > 1:
+        reach = f'LPIPS takes values in [-1,1]; these reach {top:.3g}'
+        raise RequestError(f'{reach}: pass them through to_uint8')
+    if x.min() >= 0:
+        looks = 'not one negative value: this looks like [0,1], and LPIPS takes [-1,1]'
+        raise RequestError(f'{looks}; pass 2*x - 1, or uint8')
     return x.float()
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #186ad412
 def _seen(x):
     "As the trunk gets them: three channels, the shorter side at least 64"
     side = min(x.shape[2:])
-    if side < 64: x = F.interpolate(x, size=[round(v*64/side) for v in x.shape[2:]], mode='bilinear')
+    large = [round(v*64/side) for v in x.shape[2:]]
+    if side < 64: x = F.interpolate(x, size=large, mode='bilinear')
     return x.expand(-1, 3, -1, -1)
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #faa0bc94
 class LpipsMissing(RequestError):
     "LPIPS cannot be computed here; the message says what to do"
 
-_TRUNKS = dict(squeeze=('SqueezeNet1_1_Weights', '5 MB'), alex=('AlexNet_Weights', '233 MB'), vgg=('VGG16_Weights', '528 MB'))
+_TRUNKS = dict(squeeze=('SqueezeNet1_1_Weights', '5 MB'), alex=('AlexNet_Weights', '233 MB'),
+               vgg=('VGG16_Weights', '528 MB'))
 
 def _package():
     "The module lpips"
     try:
         load_torchvision()
         import lpips
-    except (ImportError, RequestError): raise LpipsMissing("LPIPS needs the package lpips: pip install 'ddpm_sampling[lpips]'") from None
-    return lpips
+        return lpips
+    except (ImportError, RequestError): pass
+    raise LpipsMissing("LPIPS needs the package lpips: pip install 'ddpm_sampling[lpips]'")
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #492db898
 def _trunk_weights(net):
@@ -52,52 +65,66 @@ def _trunk_weights(net):
     name, size = _TRUNKS[net]
     weights = load_torchvision().models.get_weight(f'{name}.IMAGENET1K_V1')
     file, tty = weights.url.rsplit('/', 1)[1], sys.stderr.isatty()
+    aside = sys.stderr if tty else io.StringIO()      # torch announces downloads on stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr if tty else io.StringIO()):          # torch announces downloads on stdout
+        with contextlib.redirect_stdout(aside):
             return weights.get_state_dict(progress=tty, check_hash=True, weights_only=True), file
-    except OSError as e: raise LpipsMissing(f'LPIPS: the weights {file} ({size}) could not be downloaded ({getattr(e, "reason", e)}): '
-                                            f'put that file into {torch.hub.get_dir()}/checkpoints') from None
+    except OSError as e:
+        cannot = f'the weights {file} ({size}) could not be downloaded ({getattr(e, "reason", e)})'
+        raise LpipsMissing(f'LPIPS: {cannot}: put that file into {_cache()}') from None
     except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise LpipsMissing(f'LPIPS: {torch.hub.get_dir()}/checkpoints/{file} is damaged or holds no weights: remove it, and it is fetched again') from None
+        raise _replace(file, 'is damaged or holds no weights') from None
+
+def _cache(): return f'{torch.hub.get_dir()}/checkpoints'
+
+def _replace(file, fault):
+    return LpipsMissing(f'LPIPS: {_cache()}/{file} {fault}: remove it, and it is fetched again')
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #23012f8e
 @functools.lru_cache
 def lpips_model(
-    net='squeeze', # 'squeeze', 'alex' or 'vgg'
-): # the LPIPS module, in evaluation mode, without gradients
+    net:str='squeeze', # 'squeeze', 'alex' or 'vgg'
+)->torch.nn.Module: # in evaluation mode, without gradients
     "LPIPS (Zhang et al. 2018), version 0.1, its trunk loaded as tensors alone"
-    if net not in _TRUNKS: raise RequestError(f'LPIPS has the trunks {", ".join(_TRUNKS)}, not {net!r}')
+    if net not in _TRUNKS:
+        raise RequestError(f'LPIPS has the trunks {", ".join(_TRUNKS)}, not {net!r}')
     lpips, (weights, file) = _package(), _trunk_weights(net)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):          # its initialisation draws random numbers
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # initialising draws numbers
         warnings.simplefilter('ignore')
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    try: model.net.load_state_dict({k: weights['features.' + k.split('.', 1)[1]] for k in model.net.state_dict()})
-    except (KeyError, RuntimeError): raise LpipsMissing(f'LPIPS: {torch.hub.get_dir()}/checkpoints/{file} does not hold the weights of {net}: remove it, and it is fetched again') from None
+    own = lambda k: 'features.' + k.split('.', 1)[1]
+    try: model.net.load_state_dict({k: weights[own(k)] for k in model.net.state_dict()})
+    except (KeyError, RuntimeError):
+        raise _replace(file, f'does not hold the weights of {net}') from None
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #29e30221
 @torch.no_grad()
 def lpips_distance(
-    a,              # images, (n,c,h,w), uint8 or floats in [-1,1]
-    b,              # as many, of the same shape
-    net='squeeze',  # trunk: 'squeeze', 'alex' or 'vgg'
-    batch_size=64,  # pairs at a time
-): # (n,) float64, ≥ 0
+    a:Tensor,          # images, (n,c,h,w), uint8 or floats in [-1,1]
+    b:Tensor,          # as many, of the same shape
+    net:str='squeeze', # trunk: 'squeeze', 'alex' or 'vgg'
+    batch_size:int=64, # pairs at a time
+)->Tensor: # (n,) float64, ≥ 0
     "LPIPS of each pair (Zhang et al. 2018, eq. 1)"
-    if tuple(a.shape) != tuple(b.shape): raise RequestError(f'LPIPS compares image by image: shapes {tuple(a.shape)} and {tuple(b.shape)} differ')
+    of_a, of_b = tuple(a.shape), tuple(b.shape)
+    if of_a != of_b:
+        raise RequestError(f'LPIPS compares image by image: shapes {of_a} and {of_b} differ')
     a, b, model = _signed(a), _signed(b), lpips_model(net)
-    return torch.cat([model(_seen(p), _seen(q)).flatten().double() for p, q in zip(a.split(batch_size), b.split(batch_size))])
+    parts = zip(a.split(batch_size), b.split(batch_size))
+    return torch.cat([model(_seen(p), _seen(q)).flatten().double() for p, q in parts])
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #fef1ccad
 def lpips_diversity(
-    images,        # (n,c,h,w), uint8 or floats in [-1,1]
-    pairs=None,    # how many, 2…n/2; None: n/2
-    seed=0,        # of the pairing
-    net='squeeze', # trunk: 'squeeze', 'alex' or 'vgg'
-): # Estimate
+    images:Tensor,     # (n,c,h,w), uint8 or floats in [-1,1]
+    pairs:int=None,    # how many, 2…n/2; None: n/2
+    seed:int=0,        # of the pairing
+    net:str='squeeze', # trunk: 'squeeze', 'alex' or 'vgg'
+)->Estimate:
     "Mean LPIPS of random pairs, no image in two of them, with its 95 % interval over images"
     n = len(images)
     pairs = n//2 if pairs is None else pairs
-    if not 2 <= pairs <= n//2: raise RequestError(f'{n} images make 2 to {n//2} pairs without repetition, not {pairs}')
+    if not 2 <= pairs <= n//2:
+        raise RequestError(f'{n} images make 2 to {n//2} pairs without repetition, not {pairs}')
     i = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:2*pairs]
     return _mean(lpips_distance(images[i[::2]], images[i[1::2]], net))

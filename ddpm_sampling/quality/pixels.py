@@ -8,6 +8,7 @@ __all__ = ['PixelStats', 'pixel_stats', 'grey_histogram', 'histogram_distance', 
 # %% ../../nbs/5_quality/06_pixels.ipynb #8cdaf39d
 import numpy as np, torch
 from typing import NamedTuple
+from torch import Tensor
 from ..basics.errors import RequestError
 from ..basics.estimates import Estimate
 from .neighbours import _checked, _signed, _sq_pixels
@@ -27,36 +28,37 @@ class PixelStats(NamedTuple):
     mid: Estimate       # share of pixels from 64 to 191
 
 def pixel_stats(
-    images, # (n,c,h,w) uint8, n ≥ 2
-): # PixelStats
+    images:Tensor, # (n,c,h,w) uint8, n ≥ 2
+)->PixelStats:
     "Brightness, contrast, and how much is black, white or in between"
     x = _checked(images).flatten(1)
     m = torch.cat([c.double().mean(1) for c in x.split(1000)])
     var = _mean(torch.cat([((c.double() - m.mean())**2).mean(1) for c in x.split(1000)]))
     std, share = max(var.value, 0)**.5, lambda in_it: _mean(in_it.double().mean(1))
     half = (var.high - var.value)/(2*std) if std else 0.
-    return PixelStats(_mean(m), Estimate(std, std - half, std + half), share((x == 0) | (x == 255)), share((x >= 64) & (x < 192)))
+    saturated, mid = share((x == 0) | (x == 255)), share((x >= 64) & (x < 192))
+    return PixelStats(_mean(m), Estimate(std, std - half, std + half), saturated, mid)
 
 # %% ../../nbs/5_quality/06_pixels.ipynb #cdde2b37
 def grey_histogram(
-    images, # (n,c,h,w) uint8
-): # share of each grey level, (256,), float64, sums to 1
+    images:Tensor, # (n,c,h,w) uint8
+)->Tensor: # share of each grey level, (256,), float64, sums to 1
     "How often each grey level occurs"
     x = _checked(images).flatten()
     return sum(torch.bincount(c.int(), minlength=256) for c in x.split(10**7)).double()/len(x)
 
 def histogram_distance(
-    a, # images, (n,c,h,w) uint8
-    b, # images, (m,c,h,w) uint8
-): # in grey levels, 0…255
+    a:Tensor, # images, (n,c,h,w) uint8
+    b:Tensor, # images, (m,c,h,w) uint8
+)->float: # in grey levels, 0…255
     "Wasserstein-1 distance between the grey levels of two sets"
     return (grey_histogram(a) - grey_histogram(b)).cumsum(0).abs().sum().item()
 
 # %% ../../nbs/5_quality/06_pixels.ipynb #ab0f4184
 def diversity(
-    images, # (n,c,h,w) uint8, n ≥ 3
-): # Estimate, in grey levels
-    "Mean distance between two images of a set, over all pairs (a U-statistic; Arvesen 1969 for its error)"
+    images:Tensor, # (n,c,h,w) uint8, n ≥ 3
+)->Estimate: # in grey levels
+    "Mean distance between two images of a set: a U-statistic, with Arvesen's error (1969)"
     x, n = _signed(_checked(images)), len(images)
     if n < 3: raise RequestError(f'diversity needs at least 3 images, not {n}')
     to_all = torch.cat([(_sq_pixels(c, x)/x.shape[1]).sqrt().sum(1) for c in x.split(500)])
@@ -84,15 +86,17 @@ def _w2_squared(a, b):
 def _directions(d, n, seed):
     "Random directions, orthogonal within each basis, (d,n)"
     rng, sizes = np.random.default_rng(seed), [min(d, n - i) for i in range(0, n, d)]
-    return torch.from_numpy(np.concatenate([np.linalg.qr(rng.normal(size=(d, k)))[0] for k in sizes], 1))
+    bases = [np.linalg.qr(rng.normal(size=(d, k)))[0] for k in sizes]
+    return torch.from_numpy(np.concatenate(bases, 1))
 
 # %% ../../nbs/5_quality/06_pixels.ipynb #a578bb6b
 def _potential(a, b):
     "Weight of each row of sorted a (n,L) in `_w2_squared(a, b)`"
     width, i, j = _pieces(len(a), len(b))
     partner = torch.zeros_like(a).index_add_(0, i, len(a)*width[:, None]*b[j])
-    slope = a - partner                                                  # half of the derivative
-    return torch.cat([torch.zeros_like(a[:1]), (a.diff(dim=0)*(slope[1:] + slope[:-1])).cumsum(0)])
+    slope = a - partner                                          # half of the derivative
+    rise = a.diff(dim=0)*(slope[1:] + slope[:-1])
+    return torch.cat([torch.zeros_like(a[:1]), rise.cumsum(0)])
 
 def _weights(points, others, theta):
     "(squared distance along each direction, sum of the potentials of each point)"
@@ -102,18 +106,21 @@ def _weights(points, others, theta):
 
 # %% ../../nbs/5_quality/06_pixels.ipynb #bb09c5d0
 def sliced_wasserstein(
-    a,          # (n,c,h,w) uint8 images, read as [-1,1]; or points, (n,d) floats
-    b,          # the same, (m,…)
-    n_proj=100, # directions
-    seed=0,     # of the directions: the same for all sets that are to be compared
-): # Estimate of the squared distance, in units of a pixel of [-1,1]; the interval is over images
+    a:Tensor|np.ndarray, # (n,c,h,w) uint8 images, read as [-1,1]; or points, (n,d) floats
+    b:Tensor|np.ndarray, # the same, (m,…)
+    n_proj:int=100,      # directions
+    seed:int=0,          # of the directions: the same for all sets that are to be compared
+)->Estimate: # of the squared distance, in units of a pixel of [-1,1]; the interval is over images
     "Squared sliced Wasserstein-2 distance (Rabin et al. 2011)"
     a, b = _as_points(a), _as_points(b)
-    if a.shape[1] != b.shape[1]: raise RequestError(f'points of {a.shape[1]} and of {b.shape[1]} numbers cannot be compared')
+    d, e = a.shape[1], b.shape[1]
+    if d != e: raise RequestError(f'points of {d} and of {e} numbers cannot be compared')
     value, of_a, of_b = 0., 0., 0.
-    for t in _directions(a.shape[1], n_proj, seed).split(25, 1):
-        w2, potential = _weights(a, b, t)
-        value, of_a, of_b = value + w2.sum().item()/n_proj, of_a + potential/n_proj, of_b + _weights(b, a, t)[1]/n_proj
+    for theta in _directions(d, n_proj, seed).split(25, 1):
+        w2, potential = _weights(a, b, theta)
+        value += w2.sum().item()/n_proj
+        of_a = of_a + potential/n_proj
+        of_b = of_b + _weights(b, a, theta)[1]/n_proj
     se = (of_a.var().item()/len(a) + of_b.var().item()/len(b))**.5
     return Estimate(value, max(0., value - 1.959964*se), value + 1.959964*se)
 
@@ -122,6 +129,8 @@ def _as_points(x):
     "Images or points as a float64 matrix, checked"
     if torch.is_tensor(x) and x.dtype == torch.uint8: x = _checked(x).flatten(1).double()/127.5 - 1
     x = torch.as_tensor(x).double()
-    if x.ndim != 2 or len(x) < 2: raise RequestError(f'pass uint8 images (n,c,h,w) or points (n,d), n ≥ 2, not {tuple(x.shape)}')
+    if x.ndim != 2 or len(x) < 2:
+        wanted = 'pass uint8 images (n,c,h,w) or points (n,d), n ≥ 2'
+        raise RequestError(f'{wanted}, not {tuple(x.shape)}')
     if not x.isfinite().all(): raise RequestError('some values are NaN or infinite')
     return x

@@ -8,12 +8,13 @@ __all__ = ['Reference', 'mnist_reference', 'reference_of']
 # %% ../../nbs/5_quality/03_references.ipynb #a08ff593
 import hashlib, io
 import numpy as np, torch
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
+from torch import Tensor
 from ..basics.files import shipped, from_cache, to_cache
-from .datasets import as_images, fit_shape, read_images
+from .datasets import as_images, fit_shape, read_images, shipped_digits
 from .features import extract
 from .frechet import Moments
 from ..basics.errors import RequestError
@@ -22,18 +23,20 @@ from ..basics.errors import RequestError
 @dataclass(frozen=True, eq=False)
 class Reference:
     "Real images, as far as metrics need them"
-    name: str               # for tables
-    key: str                # SHA-256 of what it was made of: the images and the extractor
-    moments: Moments        # of the features of all its images
-    features: np.ndarray    # of up to 10,000 of these, (m,d) float64
-    holdout: np.ndarray = None # features of real images not among them, (k,d)
-    images: torch.Tensor = None # the images behind the moments, (n,c,h,w) uint8; None: not at hand
-    holdout_images: torch.Tensor = None # images not among them, uint8; None: not at hand
-    notes: tuple = ()       # what was left out or converted on reading
-    unseen: bool = False    # was the holdout given apart, so that no training has seen it? Memorisation wants that
+    name: str                     # for tables
+    key: str                      # SHA-256 of what it was made of: the images and the extractor
+    moments: Moments              # of the features of all its images
+    features: np.ndarray          # of up to 10,000 of these, (m,d) float64
+    holdout: np.ndarray = None    # features of real images not among them, (k,d)
+    images: Tensor = None         # behind the moments, (n,c,h,w) uint8; None: not at hand
+    holdout_images: Tensor = None # images not among them, uint8; None: not at hand
+    notes: tuple = ()             # what was left out or converted on reading
+    unseen: bool = False          # holdout given apart, so that no training has seen it?
+
     def __repr__(self):
         held = 'no holdout' if self.holdout is None else f'holdout of {len(self.holdout):,}'
-        return f'Reference({self.name}: moments of {self.moments.n:,} images, {len(self.features):,} features, {held}, {self.key[:12]}…)'
+        of = f'moments of {self.moments.n:,} images, {len(self.features):,} features'
+        return f'Reference({self.name}: {of}, {held}, {self.key[:12]}…)'
 
 # %% ../../nbs/5_quality/03_references.ipynb #ef794b80
 @lru_cache
@@ -55,21 +58,27 @@ def _oriented(a, split, mirrored):
 # %% ../../nbs/5_quality/03_references.ipynb #6f48ebe1
 @lru_cache
 def mnist_reference(
-    mirrored=False, # each digit mirrored at random with probability ½, as in the data of a Day-6 checkpoint?
-): # `Reference` for the features of `mnist_features`
+    mirrored:bool=False, # each digit mirrored at random with probability ½, as in Day-6 data?
+)->Reference: # for the features of mnist_features
     "The 60,000 training images of MNIST, against 10,000 test images; ships with the library"
     sha, a = _shipped_arrays()
-    plain, flipped = (Moments(int(a['n']), m, c) for m, c in zip(a['mean'], a['cov']))
-    with np.load(str(files('ddpm_sampling')/'assets'/'mnist_test_256.npz')) as f: test8 = as_images(f['images'])
-    if mirrored: test8 = torch.where(torch.from_numpy(a['test_flip'][:256]).view(-1, 1, 1, 1), test8.flip(3), test8)
-    return Reference('mnist' + ', mirrored at random'*mirrored, hashlib.sha256(f'{sha} mirrored'.encode()).hexdigest() if mirrored else sha, _both(plain, flipped) if mirrored else plain,
-                     _oriented(a, 'train', mirrored), _oriented(a, 'test', mirrored), holdout_images=test8)
+    moments, *flipped = (Moments(int(a['n']), m, c) for m, c in zip(a['mean'], a['cov']))
+    name, test8 = 'mnist', shipped_digits()[0]
+    if mirrored:
+        name = 'mnist, mirrored at random'
+        sha = hashlib.sha256(f'{sha} mirrored'.encode()).hexdigest()
+        moments, flip = _both(moments, *flipped), torch.from_numpy(a['test_flip'][:256])
+        test8 = torch.where(flip.view(-1, 1, 1, 1), test8.flip(3), test8)
+    features, holdout = (_oriented(a, split, mirrored) for split in ('train', 'test'))
+    return Reference(name, sha, moments, features, holdout, holdout_images=test8)
 
 # %% ../../nbs/5_quality/03_references.ipynb #3a2fdfa3
 def _content_key(sets, *words):
     "SHA-256 of some images, their shapes, and some words"
     h = hashlib.sha256(repr(words).encode())
-    for x8 in sets: h.update(repr(tuple(x8.shape)).encode()); h.update(x8.contiguous().numpy())
+    for x8 in sets:
+        h.update(repr(tuple(x8.shape)).encode())
+        h.update(x8.contiguous().numpy())
     return h.hexdigest()
 
 # %% ../../nbs/5_quality/03_references.ipynb #672a77ba
@@ -79,57 +88,68 @@ def _some(n, k, seed):
 
 def _split(x8):
     "(images for the moments, holdout)"
-    if len(x8) < 20: raise RequestError(f'{len(x8)} images are too few for a reference: pass at least 20')
-    out = np.zeros(len(x8), bool); out[_some(len(x8), min(len(x8)//10, 10_000), 0)] = True
+    n, out = len(x8), np.zeros(len(x8), bool)
+    if n < 20: raise RequestError(f'{n} images are too few for a reference: pass at least 20')
+    out[_some(n, min(n//10, 10_000), 0)] = True
     return x8[torch.from_numpy(~out)], x8[torch.from_numpy(out)]
 
 # %% ../../nbs/5_quality/03_references.ipynb #45c962c5
 def _measure(kept, held, extractor, progress, m=10_000, chunk=5000):
     "Moments and single features, as arrays"
     from tqdm.auto import tqdm
-    sample, rows, moments = np.zeros(len(kept), bool), [], None
+    sample, rows, moments, parts = np.zeros(len(kept), bool), [], None, -(-len(kept)//chunk)
     sample[_some(len(kept), m, 1)] = True
-    parts = -(-len(kept)//chunk)
-    for x8, keep in tqdm(zip(kept.tensor_split(parts), np.array_split(sample, parts)), 'reference', parts, disable=None if progress else True):
-        f = extract(x8, extractor); rows.append(f[keep])
+    chunks = zip(kept.tensor_split(parts), np.array_split(sample, parts))
+    for x8, keep in tqdm(chunks, 'reference', parts, disable=None if progress else True):
+        f = extract(x8, extractor)
+        rows.append(f[keep])
         moments = Moments.of(f) if moments is None else moments.merge(Moments.of(f))
-    return dict(n=np.array(moments.n), mean=moments.mean, cov=moments.cov, features=np.concatenate(rows), holdout=extract(held, extractor))
+    return dict(n=np.array(moments.n), mean=moments.mean, cov=moments.cov,
+                features=np.concatenate(rows), holdout=extract(held, extractor))
 
 # %% ../../nbs/5_quality/03_references.ipynb #98d7ab4d
 def _packed(arrays, key):
     "The bytes of a file; features in single precision, where nothing is lost by it"
-    exact = {k: a.astype(np.float32) if k in ('features', 'holdout') and (a == a.astype(np.float32)).all() else a for k, a in arrays.items()}
-    np.savez(out := io.BytesIO(), key=np.array(key), **exact)
+    single = {k: arrays[k].astype(np.float32) for k in ('features', 'holdout')}
+    exact = {k: a for k, a in single.items() if (arrays[k] == a).all()}
+    np.savez(out := io.BytesIO(), key=np.array(key), **{**arrays, **exact})
     return out.getvalue()
 
 def _unpacked(blob, key):
     "The arrays of the reference with this key, or an exception"
     with np.load(io.BytesIO(blob)) as f: a = dict(f)
     d = len(a['mean'])
-    if str(a['key']) == key and a['cov'].shape == (d, d) and all(a[k].ndim == 2 and a[k].shape[1] == d for k in ('features', 'holdout')): return a
+    rows = all(a[k].ndim == 2 and a[k].shape[1] == d for k in ('features', 'holdout'))
+    if str(a['key']) == key and a['cov'].shape == (d, d) and rows: return a
     raise ValueError('not what was packed')
 
 # %% ../../nbs/5_quality/03_references.ipynb #b908cf84
 def reference_of(
-    images,         # a path, as `datasets.read_images` takes it, or images (n,c,h,w) uint8
-    extractor,      # `Extractor`, or any function (b,c,h,w) in [-1,1] -> (b,d); one without a key is not cached
-    holdout=None,   # other real images, or their path; None: a random tenth of `images`, which is kept out of the moments
-    name=None,      # for tables; None: the file's, or 'own images'
-    progress=False, # show a bar?
-): # `Reference`
+    images:str|Path|Tensor,       # a path, as datasets.read_images takes it, or (n,c,h,w) uint8
+    extractor:Callable,           # an Extractor, or (b,c,h,w) in [-1,1] -> (b,d), then not cached
+    holdout:str|Path|Tensor=None, # other real images; None: a random tenth, kept out of the moments
+    name:str=None,                # for tables; None: the file's, or 'own images'
+    progress:bool=False,          # show a bar?
+)->Reference: # with its images
     "A reference from the reader's own images, kept in a cache"
     shape, words = getattr(extractor, 'shape', None), getattr(extractor, 'key', None)
     x8, notes = _images(images, shape)
     kept, held = _split(x8) if holdout is None else (x8, _images(holdout, shape)[0])
     key = _content_key([kept, held], words or getattr(extractor, '__name__', 'own features'))
-    file = f'reference-{key[:32]}.npz'
-    a = from_cache(file, lambda blob: _unpacked(blob, key)) if words else None
-    if a is None:
-        a = _measure(kept, held, extractor, progress)
-        if words: to_cache(file, _packed(a, key))
-    rows = [np.ascontiguousarray(a[k], np.float64) for k in ('features', 'holdout')]
+    a = _kept_or_made(key, words, lambda: _measure(kept, held, extractor, progress))
+    features, apart = (np.ascontiguousarray(a[k], np.float64) for k in ('features', 'holdout'))
+    moments = Moments(int(a['n']), a['mean'], a['cov'])
     name = name or (Path(images).name if isinstance(images, (str, Path)) else 'own images')
-    return Reference(name, key, Moments(int(a['n']), a['mean'], a['cov']), *rows, kept, held, notes, holdout is not None)
+    return Reference(name, key, moments, features, apart, kept, held, notes, holdout is not None)
+
+def _kept_or_made(key, cached, make):
+    "The arrays of a reference from the cache, where it is used, else made and kept"
+    file = f'reference-{key[:32]}.npz'
+    a = from_cache(file, lambda blob: _unpacked(blob, key)) if cached else None
+    if a is None:
+        a = make()
+        if cached: to_cache(file, _packed(a, key))
+    return a
 
 def _images(images, shape):
     "(images of the shape that the extractor takes, notes)"

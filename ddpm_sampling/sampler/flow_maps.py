@@ -29,7 +29,8 @@ def flow(self:GaussianMixture,
         if self.basis is not None: y = torch.einsum('bke,kde->bkd', y, self.basis)
         return (y[:, 0] + abar_s**.5*self.means).reshape(x.shape)
     if self.means.shape[1] > 1:
-        raise RequestError('the flow is known for one Gaussian, for mixtures on a line, and products of these')
+        raise RequestError('the flow is known for one Gaussian, for mixtures on a line, '
+                           'and products of these')
     return _quantile(self, abar_s, *_log_tails(self, x.double(), abar_t))
 
 # %% ../../nbs/1_sampler/14_flow_maps.ipynb #ba097676
