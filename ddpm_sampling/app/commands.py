@@ -144,7 +144,8 @@ def _compare_ckpts(a, cfg):
 def _evaluate(a, cfg, list_jobs, name):
     "Sample, measure, write the report"
     from ddpm_sampling.quality.metrics import LEAST
-    from ddpm_sampling.quality.comparisons import Job, compare, report
+    from ddpm_sampling.quality.comparisons import Job, compare
+    from ddpm_sampling.quality.reports import report
     if a.num_samples < LEAST:
         raise _mistake(f'{a.num_samples} images are too few to measure anything: '
                        f'--num-samples of at least {LEAST}, better 1000')
@@ -172,7 +173,8 @@ def _evaluate(a, cfg, list_jobs, name):
 def _result(row):
     "A row in a line"
     from ddpm_sampling.quality.metrics import METRICS
-    from ddpm_sampling.quality.comparisons import said, way
+    from ddpm_sampling.quality.reports import said
+    from ddpm_sampling.quality.comparisons import way
     measured = ', '.join(f'{METRICS[k].title} {said(row, k)}' for k in ('fid', 'kid') if row[k])
     return f'{way(row)}, {row["nfe"]} evaluations: {measured or row["images_per_s"] + " images/s"}'
 

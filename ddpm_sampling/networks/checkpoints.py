@@ -35,6 +35,8 @@ class Checkpoint:
     notes: tuple = ()          # what was assumed or contradicted, one line each
     kind: str = 'a network of your own' # what kind of file it is, in words
     defaults: Recipe|None = None        # how its makers sample it; a dictionary becomes one
+    classes: int|None = None            # it takes a label 0…classes−1 with each image; None: none
+    null_label: int|None = None         # the label that means none of them; None: it has no such
 
     def __post_init__(self):
         "Refuse what could not be sampled"

@@ -8,23 +8,25 @@ __all__ = ['MeasuredBound', 'measure_bound']
 # %% ../../nbs/5_quality/12_bits.ipynb #78a06b5c
 import math
 import numpy as np, torch
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from fastcore.basics import patch
-from ..networks.checkpoints import Checkpoint
-from ..sampler.denoisers import denoiser
-from ..networks.error_curves import checked_images, squared_errors
+from torch import Tensor
+from ..basics.errors import RequestError
 from ..basics.estimates import Estimate
+from ..networks.checkpoints import Checkpoint, evaluating
+from ..networks.error_curves import checked_images, squared_errors
+from ..sampler.denoisers import denoiser
 from ..sampler.likelihood import kl, last_var, pixel_nll, prior_kl
 from ..sampler.loop import keyed_noise, step_var
 from ..sampler.plans import Plan
 from ..sampler.posteriors import posterior
-from ..basics.errors import RequestError
 from ..sampler.schedules import noisy
 
 # %% ../../nbs/5_quality/12_bits.ipynb #6dd41324
 def _groups(n, most):
-    "Edges of at most `most` groups of n rows, counted from the end of the plan: fine there, coarse at its start"
+    "Edges of at most `most` groups of n rows, counted from the end of the plan and small there"
     if n <= most: return np.arange(n + 1)
     return np.unique(np.geomspace(1, n + 1, most + 1).round().astype(int)) - 1
 
@@ -32,65 +34,80 @@ def _groups(n, most):
 @dataclass(frozen=True, eq=False, repr=False)
 class MeasuredBound:
     "What a checkpoint said about some images at some levels of a plan"
-    plan: Plan           # the plan whose bound it is
-    edges: np.ndarray    # of the groups of rows, counted from the end, the last row left out
-    row: np.ndarray      # which row of the plan each image was asked in each group, (groups,n)
-    miss: torch.Tensor   # ‖x₀ − x̂₀‖²/d there, (groups,n) float64
-    x0: torch.Tensor     # the images in [-1,1], (n,c,h,w) float64
-    x0_hat: torch.Tensor # their x̂₀ at the last row
-    def __repr__(self): return f'MeasuredBound({len(self.x0)} images, {len(self.plan)} steps in {len(self.row)} groups and a last row)'
+    plan: Plan        # the plan whose bound it is
+    edges: np.ndarray # of the groups of rows, counted from the end, the last row left out
+    row: np.ndarray   # which row of the plan each image was asked in each group, (groups,n)
+    miss: Tensor      # ‖x₀ − x̂₀‖²/d there, (groups,n) float64
+    x0: Tensor        # the images in [-1,1], (n,c,h,w) float64
+    x0_hat: Tensor    # their x̂₀ at the last row
+
+    def __repr__(self):
+        return (f'MeasuredBound({len(self.x0)} images, {len(self.plan)} steps '
+                f'in {len(self.row)} groups and a last row)')
 
 # %% ../../nbs/5_quality/12_bits.ipynb #5204093b
 def _drawn_rows(edges, n, plan, seed):
     "For each group and each of n images a row of the plan, (groups,n)"
-    rng = np.random.default_rng(seed)
-    return np.array([len(plan) - 2 - rng.integers(a, b, n) for a, b in zip(edges, edges[1:])], dtype=int).reshape(-1, n)
+    rng, last = np.random.default_rng(seed), len(plan) - 2
+    rows = [last - rng.integers(a, b, n) for a, b in zip(edges, edges[1:])]
+    return np.array(rows, dtype=int).reshape(-1, n)
 
 @torch.no_grad()
 def _last_x0_hat(ck, x0, row, clip, seed):
     "x̂₀ of each image from the last level of the plan, (n,c,h,w) float64"
-    den = denoiser(lambda x, index: ck.net(x.float().to(ck.device), index.to(ck.device)).cpu(), ck.schedule, ck.predicts, 1. if clip else None)
+    net = lambda x, index: ck.net(x.float().to(ck.device), index.to(ck.device)).cpu()
+    den = denoiser(net, ck.schedule, ck.predicts, 1. if clip else None)
     xt = noisy(x0, keyed_noise(seed, range(len(x0)), ck.shape, t=1).double(), row.abar_t)
     return torch.cat([den(x, row.t, row.abar_t)[0] for x in xt.split(64)])
 
 # %% ../../nbs/5_quality/12_bits.ipynb #5034f280
 def measure_bound(
-    ck:Checkpoint, # the checkpoint
-    images,        # 8-bit images, (n,c,h,w) uint8, n ≥ 100
-    steps=None,    # rows of the plan, 1…T, or a list of levels; None: T
-    groups=64,     # evaluations for each image, at most
-    clip=True,     # clip x̂₀ to [-1,1], as in sampling?
-    seed=0,        # of the draws of rows and of the noise
+    ck:Checkpoint,           # the checkpoint
+    images:Tensor,           # 8-bit images, (n,c,h,w) uint8, n ≥ 100
+    steps:int|Iterable=None, # rows of the plan, 1…T, or a list of levels; None: T
+    groups:int=64,           # evaluations for each image, at most
+    clip:bool=True,          # clip x̂₀ to [-1,1], as in sampling?
+    seed:int=0,              # of the draws of rows and of the noise
 )->MeasuredBound:
     "A sample of the variational bound of a checkpoint on images"
-    x0, plan, n = checked_images(ck, images)[0].double()/127.5 - 1, ck.schedule.plan(steps), len(images)
-    edges = _groups(len(plan) - 1, groups); row = _drawn_rows(edges, n, plan, seed)
-    levels, miss, mode = np.array([r.t for r in plan])[row], torch.zeros(row.shape, dtype=torch.float64), ck.net.training
-    ck.net.eval()
-    try:
+    x0, n = checked_images(ck, images)[0].double()/127.5 - 1, len(images)
+    plan = ck.schedule.plan(steps)
+    edges = _groups(len(plan) - 1, groups)
+    row = _drawn_rows(edges, n, plan, seed)
+    levels, miss = np.array([r.t for r in plan])[row], torch.zeros(row.shape, dtype=torch.float64)
+    with evaluating(ck.net):
         for g, i in product(range(len(row)), torch.arange(n).split(64)):
-            miss[g, i] = squared_errors(ck, x0[i], levels[g, i], keyed_noise(seed, i.tolist(), ck.shape, t=2, visit=g))[int(clip)]
+            eps = keyed_noise(seed, i.tolist(), ck.shape, t=2, visit=g)
+            miss[g, i] = squared_errors(ck, x0[i], levels[g, i], eps)[int(clip)]
         x0_hat = _last_x0_hat(ck, x0, plan[-1], clip, seed)
-    finally: ck.net.train(mode)
     return MeasuredBound(plan, edges, row, miss, x0, x0_hat)
 
 # %% ../../nbs/5_quality/12_bits.ipynb #d05a012b
 @patch
 def terms(self:MeasuredBound,
-    var='posterior', # 'posterior', 'beta', or a function row -> σ²
-): # (groups + 2, n) float64, bits per dimension: the prior, the groups in the order of sampling, the last row
+    var:str|Callable='posterior', # posterior, beta, or a function row -> σ²
+)->Tensor: # (groups + 2, n) float64, bits per dimension: prior, groups as sampled, last row
     "An unbiased draw of each part of the bound, for each image"
-    if var == 'learned': raise RequestError("a learned variance differs from pixel to pixel: use likelihood.variational_bound, which asks at every row")
-    rows = self.plan[:-1] if len(self.plan) > 1 else []
-    c0, bt, v = (torch.tensor(a, dtype=torch.float64) for a in zip(*[(*posterior(1., 0., r.abar_t, r.abar_s), step_var(r, var)) for r in rows])) if rows else [torch.zeros(0)]*3
-    each = kl(c0[self.row]**2*self.miss, bt[self.row], v[self.row])*torch.from_numpy(np.diff(self.edges))[:, None]
+    if var == 'learned':
+        raise RequestError('a learned variance differs from pixel to pixel: '
+                           'use likelihood.variational_bound, which asks at every row')
     per_image = lambda u: u.flatten(1).mean(1)[None]
-    ends = per_image(prior_kl(self.x0, self.plan[0].abar_t)), per_image(pixel_nll(self.x0, self.x0_hat, last_var(self.plan, var, None)))
-    return torch.cat([ends[0], each.flip(0), ends[1]])/math.log(2)
+    prior = per_image(prior_kl(self.x0, self.plan[0].abar_t))
+    last = per_image(pixel_nll(self.x0, self.x0_hat, last_var(self.plan, var, None)))
+    return torch.cat([prior, _group_terms(self, var).flip(0), last])/math.log(2)
 
+def _group_terms(m, var):
+    "The term of each group in nats, from the end of the plan, (groups,n)"
+    if len(m.plan) == 1: return m.miss                     # no rows but the last: (0,n)
+    facts = [(*posterior(1., 0., r.abar_t, r.abar_s), step_var(r, var)) for r in m.plan[:-1]]
+    c0, bt, v = torch.tensor(facts, dtype=torch.float64).T
+    size = torch.from_numpy(np.diff(m.edges))[:, None]
+    return kl(c0[m.row]**2*m.miss, bt[m.row], v[m.row])*size
+
+# %% ../../nbs/5_quality/12_bits.ipynb #31e42d66
 @patch
 def total(self:MeasuredBound,
-    var='posterior', # as in `terms`
+    var:str|Callable='posterior', # as in terms
 )->Estimate: # bits per dimension; the interval is over images and draws
     "The bound on −log₂ p(x₀), per dimension"
     each = self.terms(var).sum(0)

@@ -9,220 +9,301 @@ __all__ = ['inits', 'mnist_config', 'lr_factor', 'stratified_t', 'zero_last', 'h
 # %% ../../nbs/6_students/00_training.ipynb #a1bac9db
 import hashlib, json
 import numpy as np, torch, torch.nn.functional as F
+from collections.abc import Iterator
 from pathlib import Path
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcore.basics import patch
-from ..networks.loading import load_checkpoint
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..basics.arrays import to_unit
 from ..basics.files import whole_file
+from ..networks.checkpoints import Checkpoint
+from ..networks.loading import load_checkpoint
 from ..networks.unets import UNet
-from ..sampling.front_door import sample
-from ..sampler.schedules import Schedule, noisy
 from ..networks.verify import denoising_loss
+from ..sampler.schedules import Schedule, noisy
+from ..sampling.front_door import sample
 
 # %% ../../nbs/6_students/00_training.ipynb #91ff0a74
 def mnist_config(
-    training=None # changes of the recipe: {name: value}
-): # a dictionary with the sections of a Day-6 configuration
+    training:dict=None # changes of the recipe: {name: value}
+)->dict: # with the sections of a Day-6 configuration
     "How the bundled checkpoint was trained"
-    recipe = dict(epochs=11, batch_size=64, lr=3e-3, lr_adamw=1.5e-3, betas=[.9, .99], weight_decay=.01, warmup=300, cooldown=.4,
-                  ema=.999, seed=0, bfloat16=True, init='zero_last')
-    if unknown := {*(training or {})} - {*recipe}: raise ValueError(f'unknown training setting {sorted(unknown)}; there are {", ".join(recipe)}')
+    recipe = dict(
+        epochs=11, batch_size=64, lr=3e-3, lr_adamw=1.5e-3, betas=[.9, .99], weight_decay=.01,
+        warmup=300, cooldown=.4, ema=.999, seed=0, bfloat16=True, init='zero_last')
+    changes = training or {}
+    if unknown := sorted({*changes} - {*recipe}):
+        raise ValueError(f'unknown training setting {unknown}; there are {", ".join(recipe)}')
     return dict(
         dataset=dict(name='mnist', image_size=32, conditional=False),
-        model=dict(type='unet_small', in_channels=1, out_channels=1, model_channels=32, time_embed_dim=128),
+        model=dict(type='unet_small', in_channels=1, out_channels=1, model_channels=32,
+                   time_embed_dim=128),
         schedules=dict(num_timesteps=1000, schedule_type='linear', beta_start=1e-4, beta_end=0.02),
-        loss=dict(parameterization='eps'), training=recipe | (training or {}))
+        loss=dict(parameterization='eps'),
+        training=recipe | changes)
 
 # %% ../../nbs/6_students/00_training.ipynb #12bd0584
-def lr_factor(step, total, warmup, cooldown):
-    "Share of the full learning rate at `step` of `total`"
+def lr_factor(
+    step:int,       # 0…total−1
+    total:int,      # steps of the whole run
+    warmup:int,     # steps of the rise
+    cooldown:float, # share of the run in which it falls, in [0,1]
+)->float: # in (0,1]
+    "Share of the full learning rate at a step"
     return min((step + 1)/warmup, 1., (total - step)/max(cooldown*total, 1))
 
 # %% ../../nbs/6_students/00_training.ipynb #a18a16ef
 def stratified_t(
-    n,         # batch size
-    T,         # number of levels
-    generator, # torch.Generator
-): # (n,), levels in 1…T, increasing
+    n:int,               # batch size
+    T:int,               # number of levels
+    generator:Generator, # the source of chance
+)->Tensor: # (n,), levels in 1…T, increasing
     "One level from each of n equal parts of 1…T"
-    return 1 + ((torch.arange(n) + torch.rand(n, generator=generator))*T/n).long().clamp(max=T - 1)
+    u = torch.rand(n, generator=generator)
+    return 1 + ((torch.arange(n) + u)*T/n).long().clamp(max=T - 1)
 
 # %% ../../nbs/6_students/00_training.ipynb #ed202a61
-def zero_last(net):
-    "Zero the last convolution of each block and of the network; `net` itself"
+def zero_last(
+    net:nn.Module, # a UNet, changed in place
+)->nn.Module: # the network itself
+    "Zero the last convolution of each block and of the network"
     for name, m in net.named_modules():
-        if name.endswith('conv2') or name == 'output_conv': nn.init.zeros_(m.weight), nn.init.zeros_(m.bias)
+        if not (name.endswith('conv2') or name == 'output_conv'): continue
+        nn.init.zeros_(m.weight)
+        nn.init.zeros_(m.bias)
     return net
 
-def he_fan_out(net):
-    "He's normal initialisation by fan-out: what not to do here; `net` itself"
+def he_fan_out(
+    net:nn.Module, # any network, changed in place
+)->nn.Module: # the network itself
+    "He's normal initialisation by fan-out: what not to do here"
     for m in net.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(m.weight, mode='fan_out'), nn.init.zeros_(m.bias)
+        if not isinstance(m, (nn.Conv2d, nn.Linear)): continue
+        nn.init.kaiming_normal_(m.weight, mode='fan_out')
+        nn.init.zeros_(m.bias)
     return net
 
 inits = dict(zero_last=zero_last, default=lambda net: net, he_fan_out=he_fan_out)
 
 # %% ../../nbs/6_students/00_training.ipynb #466ae5d4
-def as_matrix(kernel):
-    "(out,in,k,k) as (out, k·k·in): a view where the kernel is channels_last"
+def as_matrix(
+    kernel:Tensor, # (out,in,k,k)
+)->Tensor: # (out, k·k·in): a view where the kernel is channels_last
+    "A convolution kernel as the matrix that it is to a patch of its input"
     return kernel.permute(0, 2, 3, 1).flatten(1)
 
 class ConvMuon(torch.optim.Muon):
     "torch's Muon on convolution kernels, each seen as a matrix"
-    def __init__(self, kernels, lr, weight_decay):
+    def __init__(self,
+        kernels:list,       # Parameters, (out,in,k,k) in channels_last
+        lr:float,           # learning rate
+        weight_decay:float, # as in AdamW
+    ):
         self.kernels, self.matrices = kernels, [nn.Parameter(as_matrix(k.data)) for k in kernels]
-        super().__init__(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn='match_rms_adamw')
-        shared = all(m.data_ptr() == k.data_ptr() for m, k in zip(self.matrices, kernels))
-        if not shared: raise ValueError("the network's kernels must be channels_last: net.to(memory_format=torch.channels_last)")
-    def step(self):
+        super().__init__(self.matrices, lr=lr, weight_decay=weight_decay,
+                         adjust_lr_fn='match_rms_adamw')
+        if any(m.data_ptr() != k.data_ptr() for m, k in zip(self.matrices, kernels)):
+            raise ValueError("the network's kernels must be channels_last: "
+                             'net.to(memory_format=torch.channels_last)')
+
+    def step(self)->None:
+        "One step of all kernels"
         for m, k in zip(self.matrices, self.kernels): m.grad = as_matrix(k.grad)
         super().step()
 
-def make_optimizers(net, lr, lr_adamw, betas, weight_decay):
-    "{'muon': for the inner kernels, 'adamw': for all else}"
+def make_optimizers(
+    net:nn.Module,      # in channels_last
+    lr:float,           # of Muon
+    lr_adamw:float,     # of AdamW
+    betas:list,         # of AdamW, two
+    weight_decay:float, # of both
+)->dict: # {'muon': for the inner kernels, 'adamw': for all else}
+    "The two optimizers of a network"
     kernels = [p for p in net.parameters() if p.ndim == 4 and min(p.shape[:2]) >= 8]
     inner = {id(p) for p in kernels}
     rest = [p for p in net.parameters() if id(p) not in inner]
-    return dict(muon=ConvMuon(kernels, lr, weight_decay), adamw=torch.optim.AdamW(rest, lr_adamw, betas=tuple(betas), weight_decay=weight_decay))
+    adamw = torch.optim.AdamW(rest, lr_adamw, betas=tuple(betas), weight_decay=weight_decay)
+    return dict(muon=ConvMuon(kernels, lr, weight_decay), adamw=adamw)
 
 # %% ../../nbs/6_students/00_training.ipynb #2f102c3c
 class Trainer:
-    "Trains a Day-6 network from uint8 images; goes on from `out/latest.pt` where there is one"
+    "Trains a Day-6 network from uint8 images; goes on from out/latest.pt where there is one"
     def __init__(self,
-        config,       # as of `mnist_config`
-        images,       # (n,c,h,w) uint8
-        out,          # folder for checkpoints
-        val=None,     # (m,c,h,w) uint8, for the validation loss; None: none
-        device='cpu', # of torch
+        config:dict,      # as of mnist_config
+        images:Tensor,    # (n,c,h,w) uint8
+        out:Path,         # folder for checkpoints
+        val:Tensor=None,  # (m,c,h,w) uint8, for the validation loss; None: none
+        device:str='cpu', # of torch
     ):
-        self.config, self.c, self.images, self.val, self.out, self.device = config, config['training'], images, val, Path(out), device
+        self.config, self.c, self.device = config, config['training'], device
+        self.images, self.val, self.out = images, val, Path(out)
         m, s = config['model'], config['schedules']
         self.sched = Schedule.linear(s['num_timesteps'], s['beta_start'], s['beta_end'])
         self.abar = torch.tensor(self.sched.abar, device=device)
         torch.manual_seed(self.c['seed'])
-        net = inits[self.c['init']](UNet(m['in_channels'], m['out_channels'], m['model_channels'], m['time_embed_dim']))
+        sizes = 'in_channels', 'out_channels', 'model_channels', 'time_embed_dim'
+        net = inits[self.c['init']](UNet(*[m[k] for k in sizes]))
         self.net = net.to(device, memory_format=torch.channels_last)
         self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.c['ema']))
-        self.opts = make_optimizers(self.net, *[self.c[k] for k in ('lr', 'lr_adamw', 'betas', 'weight_decay')])
+        rates = 'lr', 'lr_adamw', 'betas', 'weight_decay'
+        self.opts = make_optimizers(self.net, *[self.c[k] for k in rates])
         self.epoch, self.step_no, self.history = 0, 0, []
         if (self.out/'latest.pt').exists(): self.load(self.out/'latest.pt')
 
 # %% ../../nbs/6_students/00_training.ipynb #a5749489
 @patch
-def loss(self:Trainer, x0, t, eps, model=None):
+def loss(self:Trainer,
+    x0:Tensor,            # clean images in [-1,1], (b,c,h,w)
+    t:Tensor,             # levels 1…T, (b,)
+    eps:Tensor,           # noise, (b,c,h,w)
+    model:nn.Module=None, # None: the network in training
+)->Tensor: # a scalar
     "‖ε − ε̂(x_t, t)‖² per pixel (Ho et al. 2020, eq. 14)"
     abar = self.abar[t].to(x0.dtype).view(-1, 1, 1, 1)
     x = noisy(x0, eps, abar).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.c['bfloat16']): out = (model or self.net)(x, t - 1)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.c['bfloat16']):
+        out = (model or self.net)(x, t - 1)
     return F.mse_loss(out.float(), eps)
 
 @patch
-def step(self:Trainer, x0, t, eps):
-    "One optimizer step; its loss"
+def step(self:Trainer,
+    x0:Tensor,  # clean images in [-1,1], (b,c,h,w)
+    t:Tensor,   # levels 1…T, (b,)
+    eps:Tensor, # noise, (b,c,h,w)
+)->float: # its loss
+    "One optimizer step"
     total = self.c['epochs']*(len(self.images)//self.c['batch_size'])
     factor = lr_factor(self.step_no, total, self.c['warmup'], self.c['cooldown'])
-    for name, key in dict(muon='lr', adamw='lr_adamw').items(): self.opts[name].param_groups[0]['lr'] = factor*self.c[key]
+    for name, key in dict(muon='lr', adamw='lr_adamw').items():
+        self.opts[name].param_groups[0]['lr'] = factor*self.c[key]
     self.net.zero_grad()
-    loss = self.loss(x0, t, eps); loss.backward()
+    loss = self.loss(x0, t, eps)
+    loss.backward()
     for opt in self.opts.values(): opt.step()
-    self.ema.update_parameters(self.net); self.step_no += 1
+    self.ema.update_parameters(self.net)
+    self.step_no += 1
     return loss.item()
 
 # %% ../../nbs/6_students/00_training.ipynb #4824a8d8
 @patch
-def batches(self:Trainer):
-    "The batches of this epoch: (x0, t, eps)"
-    b, g = self.c['batch_size'], torch.Generator().manual_seed(self.c['seed']*100003 + self.epoch)
+def batches(self:Trainer)->Iterator: # of (x0, t, eps)
+    "The batches of this epoch"
+    b, g = self.c['batch_size'], Generator().manual_seed(self.c['seed']*100003 + self.epoch)
     order = torch.randperm(len(self.images), generator=g)
     for i in range(len(self.images)//b):
         x0 = to_unit(self.images[order[i*b:(i+1)*b]])
-        yield tuple(v.to(self.device) for v in (x0, stratified_t(b, self.sched.T, g), torch.randn(x0.shape, generator=g)))
+        t, eps = stratified_t(b, self.sched.T, g), torch.randn(x0.shape, generator=g)
+        yield tuple(v.to(self.device) for v in (x0, t, eps))
 
 @patch
-def validate(self:Trainer, n=512):
-    "Losses (raw, EMA) on up to n validation images, the same noise each time"
-    g, x0 = torch.Generator().manual_seed(1), to_unit(self.val[:n])
-    t, eps = stratified_t(len(x0), self.sched.T, g)[torch.randperm(len(x0), generator=g)], torch.randn(x0.shape, generator=g)
-    parts = [[v.to(self.device) for v in z] for z in zip(x0.split(64), t.split(64), eps.split(64))]
-    with torch.no_grad(): return [float(np.mean([self.loss(*z, model=m) for z in parts])) for m in (self.net, self.ema.module)]
+def validate(self:Trainer,
+    n:int=512, # validation images, at most
+)->list: # losses: raw, EMA
+    "Losses on validation images, the same noise each time"
+    g, x0 = Generator().manual_seed(1), to_unit(self.val[:n])
+    t = stratified_t(len(x0), self.sched.T, g)
+    t = t[torch.randperm(len(x0), generator=g)]
+    eps = torch.randn(x0.shape, generator=g)
+    parts = [[v.to(self.device) for v in z] for z in zip(*[u.split(64) for u in (x0, t, eps)])]
+    mean = lambda model: float(np.mean([self.loss(*z, model=model) for z in parts]))
+    with torch.no_grad(): return [mean(self.net), mean(self.ema.module)]
 
 # %% ../../nbs/6_students/00_training.ipynb #d3b16e18
 @patch
-def save(self:Trainer):
+def save(self:Trainer)->None:
     "Write this epoch's files"
-    last = self.history[-1]; best = min(h['val_raw'] for h in self.history)
-    meta = dict(config=self.config, epoch=last['epoch'], step=self.step_no, best_loss=best, history=self.history)
-    common = dict(epoch=last['epoch'], step=self.step_no, metadata=meta)
-    full = dict(common, model_state_dict=self.net.state_dict(), ema_state_dict=self.ema.module.state_dict(), loss=last['val_raw'],
-                optimizer_state_dict={k: o.state_dict() for k, o in self.opts.items()}, scheduler_state_dict={})
-    names = [f"checkpoint_epoch_{last['epoch']:04d}.pt", 'latest.pt'] + ['best.pt']*(last['val_raw'] == best)
+    last, best = self.history[-1], min(h['val_raw'] for h in self.history)
+    epoch, ema = last['epoch'], self.ema.module.state_dict()
+    meta = dict(config=self.config, epoch=epoch, step=self.step_no, best_loss=best,
+                history=self.history)
+    common = dict(epoch=epoch, step=self.step_no, metadata=meta)
+    full = dict(common, model_state_dict=self.net.state_dict(), ema_state_dict=ema,
+                loss=last['val_raw'], scheduler_state_dict={},
+                optimizer_state_dict={k: o.state_dict() for k, o in self.opts.items()})
+    names = [f'checkpoint_epoch_{epoch:04d}.pt', 'latest.pt']
+    names += ['best.pt']*(last['val_raw'] == best)
+    files = dict.fromkeys(names, full) | {'ema.pt': dict(common, model_state_dict=ema)}
     self.out.mkdir(parents=True, exist_ok=True)
-    for name, data in [(n, full) for n in names] + [('ema.pt', dict(common, model_state_dict=self.ema.module.state_dict()))]:
+    for name, data in files.items():
         with whole_file(self.out/name) as tmp: torch.save(data, tmp)
 
 @patch
-def load(self:Trainer, path):
-    "Go on from a file of `save`"
+def load(self:Trainer,
+    path:Path, # a file of save
+)->None:
+    "Go on from there"
     f = torch.load(path, map_location=self.device, weights_only=True)
     self.net.load_state_dict(f['model_state_dict'])
-    self.ema.module.load_state_dict(f['ema_state_dict']); self.ema.n_averaged.fill_(f['step'])
+    self.ema.module.load_state_dict(f['ema_state_dict'])
+    self.ema.n_averaged.fill_(f['step'])
     for k, o in self.opts.items(): o.load_state_dict(f['optimizer_state_dict'][k])
     self.epoch, self.step_no, self.history = f['epoch'] + 1, f['step'], f['metadata']['history']
 
 # %% ../../nbs/6_students/00_training.ipynb #91d6b76e
 @patch
 def fit(self:Trainer,
-    progress=True, # show a bar?
-    epochs=None,   # stop after so many epochs of now; None: at the end of the recipe
-): # the history: a dictionary an epoch
+    progress:bool=True, # show a bar?
+    epochs:int=None,    # stop after so many epochs of now; None: at the end of the recipe
+)->list: # the history: a dictionary for each epoch
     "Train on, to the last epoch of the recipe or for a while"
     from tqdm.auto import tqdm
     stop = self.c['epochs'] if epochs is None else min(self.epoch + epochs, self.c['epochs'])
     while self.epoch < stop:
-        bar = tqdm(self.batches(), f'epoch {self.epoch}', len(self.images)//self.c['batch_size'], disable=None if progress else True)
+        size, off = len(self.images)//self.c['batch_size'], None if progress else True
+        bar = tqdm(self.batches(), f'epoch {self.epoch}', size, disable=off)
         run = [self.step(*batch) for batch in bar]
-        raw, ema = self.validate() if self.val is not None else (float(np.mean(run)),)*2
+        mean = float(np.mean(run))
+        raw, ema = (mean, mean) if self.val is None else self.validate()
         curve = [float(np.mean(run[i:i+50])) for i in range(0, len(run), 50)]
-        self.history.append(dict(epoch=self.epoch, step=self.step_no, train=float(np.mean(run)), curve=curve, val_raw=raw, val_ema=ema))
-        self.save(); self.epoch += 1
+        self.history.append(dict(epoch=self.epoch, step=self.step_no, train=mean, curve=curve,
+                                 val_raw=raw, val_ema=ema))
+        self.save()
+        self.epoch += 1
     return self.history
 
 # %% ../../nbs/6_students/00_training.ipynb #86af418c
 def test_loss(
-    ck,        # `Checkpoint`
-    test8,     # (10000,1,32,32) uint8: the test images, in their order
-): # (mean, standard error)
+    ck:Checkpoint, # the checkpoint
+    test8:Tensor,  # (10000,1,32,32) uint8: the test images, in their order
+)->tuple: # (mean, standard error)
     "The denoising loss on the test images, each once"
     idx = torch.arange(len(test8))
     loss = denoising_loss(ck, to_unit(test8), 1 + idx % ck.schedule.T, idx.tolist(), seed=0)
     return loss.mean().item(), (loss.std()/len(loss)**.5).item()
 
 def ship(
-    run,    # folder of a run
-    epochs, # which epochs to ship, ascending; the last becomes the default
-    out,    # folder for the shipped files
-    test8,  # test images, for the test loss
-): # the list that was written to checkpoints.json
+    run:Path,     # folder of a run
+    epochs:list,  # which epochs to ship, ascending; the last becomes the default
+    out:Path,     # folder for the shipped files
+    test8:Tensor, # test images, for the test loss
+)->list: # what was written to checkpoints.json
     "The EMA weights of some epochs in half precision, and a list of what they are"
-    listed = []
-    for e in epochs:
-        f = torch.load(Path(run)/f'checkpoint_epoch_{e:04d}.pt', weights_only=True)
-        meta = {k: v for k, v in f['metadata'].items() if k != 'history'}
-        half = dict(model_state_dict={k: v.half() for k, v in f['ema_state_dict'].items()}, epoch=e, step=f['step'], metadata=meta)
-        path = Path(out)/f'mnist_epoch_{e:04d}.pt'
-        with whole_file(path) as tmp: torch.save(half, tmp)
-        loss, se = test_loss(load_checkpoint(path), test8)
-        sha = hashlib.sha256(path.read_bytes()).hexdigest()
-        listed.append(dict(file=path.name, epoch=e, step=f['step'], sha256=sha, test_loss=round(loss, 6), test_loss_se=round(se, 6)))
-    record = dict(config=f['metadata']['config'], history=f['metadata']['history'], half_precision=_grey_levels(Path(run)/f'checkpoint_epoch_{e:04d}.pt', path))
-    for name, data in (('mnist_training.json', record), ('checkpoints.json', listed)):
-        with whole_file(Path(out)/name) as tmp: Path(tmp).write_text(json.dumps(data, indent=1))
+    run, out = Path(run), Path(out)
+    listed = [_ship_epoch(run/f'checkpoint_epoch_{e:04d}.pt', e, out, test8) for e in epochs]
+    last = run/f'checkpoint_epoch_{epochs[-1]:04d}.pt'
+    meta = torch.load(last, weights_only=True)['metadata']
+    record = dict(config=meta['config'], history=meta['history'],
+                  half_precision=_grey_levels(last, out/listed[-1]['file']))
+    for name, data in {'mnist_training.json': record, 'checkpoints.json': listed}.items():
+        with whole_file(out/name) as tmp: Path(tmp).write_text(json.dumps(data, indent=1))
     return listed
 
+def _ship_epoch(full, epoch, out, test8):
+    "Write one epoch; what it is"
+    f = torch.load(full, weights_only=True)
+    meta = {k: v for k, v in f['metadata'].items() if k != 'history'}
+    half = {k: v.half() for k, v in f['ema_state_dict'].items()}
+    path = out/f'mnist_epoch_{epoch:04d}.pt'
+    with whole_file(path) as tmp:
+        torch.save(dict(model_state_dict=half, epoch=epoch, step=f['step'], metadata=meta), tmp)
+    loss, se = test_loss(load_checkpoint(path), test8)
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(file=path.name, epoch=epoch, step=f['step'], sha256=sha,
+                test_loss=round(loss, 6), test_loss_se=round(se, 6))
+
 def _grey_levels(full, half, n=16, steps=20):
-    "What storing in half precision changes in n samples of DDIM, in grey levels of 255: mean and largest"
+    "What storing in half precision changes in n samples of DDIM, in grey levels: mean and largest"
     a, b = (sample(load_checkpoint(f), n=n, steps=steps, sampler='ddim') for f in (full, half))
     d = (a - b).abs()*127.5
-    return dict(images=n, steps=steps, mean=round(d.mean().item(), 4), largest=round(d.max().item(), 2))
+    mean, largest = round(d.mean().item(), 4), round(d.max().item(), 2)
+    return dict(images=n, steps=steps, mean=mean, largest=largest)
