@@ -16,7 +16,8 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..basics.arrays import to_unit
 from ..basics.files import whole_file
-from ..networks.checkpoints import Checkpoint, load_checkpoint
+from ..networks.checkpoints import Checkpoint
+from ..networks.loading import load_checkpoint
 from ..networks.unets import UNet
 from ..networks.verify import denoising_loss
 from ..sampler.schedules import Schedule, noisy
