@@ -48,7 +48,7 @@ class Checkpoint:
             object.__setattr__(self, 'defaults', Recipe.of(**self.defaults))
         shape = _checked_shape(self.shape, isinstance(self.net, UNet))
         object.__setattr__(self, 'shape', shape)
-        if self.predicts=='eps' and self.schedule.abar[-1]<1e-12:
+        if self.predicts=='eps' and self.schedule.abar[-1]==0:
             raise CheckpointError('abar_T is 0: x_T is pure noise, and a network that predicts eps '
                                   'cannot tell x0 from it, since x0 = (x_T − eps)/0; '
                                   'such a schedule needs one that predicts v or x0')
@@ -120,7 +120,7 @@ def _get(cfg, *paths):
 class Asked:
     "What the caller of `load_checkpoint` wants of a file, or knows about it"
     weights: str = 'ema'                # 'ema' or 'raw'
-    schedule: Schedule|str|None = None  # a Schedule, 'linear', 'cosine' or 'quadratic'
+    schedule: Schedule|str|None = None  # a Schedule, or a name from SCHEDULES
     predicts: str|None = None           # 'eps', 'x0' or 'v'
     shape: tuple|None = None            # of one image, (c,h,w)
     net: nn.Module|None = None          # a network of the caller's, to be filled
@@ -156,7 +156,7 @@ def _meant(asked, known, T):
     "The `Schedule` that is asked for by name; `T()` counts its levels where none is known"
     if not isinstance(asked, str): return asked
     if known and known.name==asked: return known
-    return getattr(Schedule, asked)(known.T if known else T())
+    return Schedule.named(asked, known.T if known else T())
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #f198226a
 def _agreed(known, asked, log):
