@@ -195,16 +195,22 @@ def _hint_mirrored(csv, row, ref):
 # %% ../../nbs/7_app/02_commands.ipynb #4a9b249f
 def _reference(a, cks):
     "What to measure against, and the features"
+    from ddpm_sampling.basics.errors import RequestError
     from ddpm_sampling.quality.features import inception_features, mnist_features
+    from ddpm_sampling.quality.metrics import measurable
     from ddpm_sampling.quality.references import mnist_reference, reference_of
     shape, own = cks[0].shape, a.reference not in (None, 'mnist', 'mirrored')
     if a.features == 'inception' and not own:
         raise _mistake('Inception features need real images to measure against: --reference PATH, '
                        'a folder of images, an NPZ or an IDX file')
-    if a.features == 'mnist' and shape != (1, 32, 32):
-        raise _mistake('the MNIST features read images of 1×32×32, these checkpoints make '
-                       f'{_times(shape)}: take --features inception and --reference PATH')
+    if len(shape) != 3 or shape[0] not in (1, 3): measurable(shape)          # says why not
     extractor = mnist_features() if a.features == 'mnist' else inception_features()
+    try: measurable(shape, extractor)
+    except RequestError as e:
+        if a.features != 'mnist': raise
+        raise _mistake('the MNIST features read images of 1×32×32 or 1×28×28, these checkpoints '
+                       f'make {_times(shape)}: take --features inception and --reference PATH'
+                       ) from e
     if not own: return mnist_reference(a.reference == 'mirrored'), extractor
     bar = not a.quiet and sys.stderr.isatty()
     return reference_of(a.reference, extractor, a.holdout, progress=bar), extractor

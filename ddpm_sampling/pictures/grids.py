@@ -100,7 +100,8 @@ def write_png(
     "Write an 8-bit image as PNG, whole or not at all"
     import imageio.v3 as iio
     array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
+    fits = array.ndim in (2, 3) and array.shape[2:] in ((), (3,), (4,))
+    if array.dtype != np.uint8 or not fits:
         raise RequestError('a PNG takes uint8 of shape (H,W), (H,W,3) or (H,W,4), '
                            f'not {array.dtype} of shape {array.shape}: '
                            'pass images through image_grid first')
