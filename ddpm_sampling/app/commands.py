@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/7_app/02_commands.ipynb #2563ae71
-import io, math, os, shlex, sys, tempfile, time, warnings
+import io, math, os, shlex, sys, time, warnings
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature

@@ -40,8 +40,8 @@ def _file_options(p):
     flag('--ema', const='ema', help='the averaged weights (default)')
     flag('--raw', const='raw', help='the weights as the optimizer left them')
     a('--schedule', type=_schedule_name, metavar='S',
-      help='the noise schedule, where the file does not record it: ' + ', '.join(FAMILIES) + ', each '
-           'also with ,zero_snr, or a file of T values of beta or abar')
+      help='the noise schedule, where the file does not record it: ' + ', '.join(FAMILIES) +
+           ', each also with ,zero_snr, or a file of T values of beta or abar')
     a('--T', type=_whole(COUNT), metavar='N',
       help='how many levels that schedule has (default: 1000)')
     a('--predicts', choices=('eps', 'x0', 'v'),
