@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/7_app/02_commands.ipynb #2563ae71
-import io, math, os, shlex, sys, tempfile, time, warnings
+import io, math, os, shlex, sys, time, warnings
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
@@ -19,16 +19,18 @@ from .requests import (
 # %% ../../nbs/7_app/02_commands.ipynb #c354ce4f
 def _sample_grid(a, cfg):
     "`ddpm sample.grid`: sample, lay out, write"
-    from ddpm_sampling.pictures.grids import image_grid, write_png
+    from ddpm_sampling.basics.files import writable
+    from ddpm_sampling.pictures.grids import as_pictures, image_grid, write_png
     from ddpm_sampling.sampling.front_door import Run, images_of
     ck = _load(a, cfg)
     images = images_of(ck.shape, a.num_samples, seed=a.seed)
     run = Run(ck, _recipe(a, cfg, ck), images, a.batch_size)
     path = _grid_path(a, ck, run)
-    _try_folder(path.parent)
+    as_pictures(images.noise()[:1], a.rgba)              # refused now rather than later
+    writable(path)
     _tell(a, _request_in_words(a, ck, run, a.num_samples))
     x, cost = _sampled(a, run)
-    write_png(path, image_grid(x))
+    write_png(path, image_grid(as_pictures(x, a.rgba), rgba=a.rgba))
     _tell(a, {'done': cost})
     _wrote(a, path)
     return 0
@@ -43,11 +45,6 @@ def _tell(a, rows):
 def _wrote(a, *paths):
     "Print what was written, always"
     for path in paths: print(path if a.quiet else f'{"wrote":11} {path}')
-
-def _try_folder(folder):
-    "Make a folder and write something into it, or fail now"
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
 
 # %% ../../nbs/7_app/02_commands.ipynb #9a73d3a4
 def _request_in_words(a, ck, run, which):
@@ -85,17 +82,22 @@ def _sampled(a, run):
 # %% ../../nbs/7_app/02_commands.ipynb #faea1414
 def _sample_traj(a, cfg):
     "`ddpm sample.traj`: sample, and film it"
+    from ddpm_sampling.basics.files import writable
     from ddpm_sampling.sampling.front_door import Run, images_of
+    from ddpm_sampling.pictures.grids import as_pictures
     from ddpm_sampling.pictures.trajectories import even_rows, pick_rows, recorded
     from ddpm_sampling.pictures.film_strips import film_strip, write_figure
     ck = _load(a, cfg)
     images = images_of(ck.shape, idx=a.idx, seed=a.seed)
     run = Run(ck, _recipe(a, cfg, ck), images, a.batch_size)
     films, strip = _film_paths(a, ck, run)
+    as_pictures(images.noise()[:1])                      # refused now rather than later
     rows = pick_rows(len(run.plan), a.record_every)
     few = even_rows(run.plan, min(10, len(run.plan) + 1))
     wanted = sorted({*rows, *few})
-    begin = lambda: _tell(a, _film_in_words(a, ck, run, rows))
+    def begin():
+        writable(strip)
+        _tell(a, _film_in_words(a, ck, run, rows))
     with closing(run.states(progress=False if a.quiet else None)) as states:
         kept, cost = _filmed(a, films, zip(wanted, recorded(states, wanted)), rows, few, begin)
     write_figure(strip, film_strip(kept))
@@ -111,7 +113,6 @@ def _filmed(a, films, states, rows, few, begin):
     start, kept, cols = time.perf_counter(), [], min(8, math.ceil(len(a.idx)**.5))
     with ExitStack() as stack:
         adders = [stack.enter_context(animation(path, a.fps)) for path in films]
-        _try_folder(films[0].parent)
         begin()
         for i, st in states:
             if i in rows:
@@ -143,6 +144,7 @@ def _compare_ckpts(a, cfg):
 # %% ../../nbs/7_app/02_commands.ipynb #f5dcd288
 def _evaluate(a, cfg, list_jobs, name):
     "Sample, measure, write the report"
+    from ddpm_sampling.basics.files import writable
     from ddpm_sampling.quality.metrics import LEAST
     from ddpm_sampling.quality.comparisons import Job, compare
     from ddpm_sampling.quality.reports import report
@@ -156,7 +158,7 @@ def _evaluate(a, cfg, list_jobs, name):
     for job in jobs: job.plan()         # what cannot be sampled is told before anything is written
     out, warn = Path(a.out).expanduser(), partial(_line, 'warning')
     csv = out/'logs'/'quality.csv'
-    _try_folder(csv.parent)
+    writable(csv)
     _tell(a, {'checkpoints': ', '.join(cks),
               'images': f'{a.num_samples} of seed {a.seed} for each row',
               'reference': f'{ref.name}, {ref.moments.n} images'})
@@ -195,16 +197,22 @@ def _hint_mirrored(csv, row, ref):
 # %% ../../nbs/7_app/02_commands.ipynb #4a9b249f
 def _reference(a, cks):
     "What to measure against, and the features"
+    from ddpm_sampling.basics.errors import RequestError
     from ddpm_sampling.quality.features import inception_features, mnist_features
+    from ddpm_sampling.quality.metrics import measurable
     from ddpm_sampling.quality.references import mnist_reference, reference_of
     shape, own = cks[0].shape, a.reference not in (None, 'mnist', 'mirrored')
     if a.features == 'inception' and not own:
         raise _mistake('Inception features need real images to measure against: --reference PATH, '
                        'a folder of images, an NPZ or an IDX file')
-    if a.features == 'mnist' and shape != (1, 32, 32):
-        raise _mistake('the MNIST features read images of 1×32×32, these checkpoints make '
-                       f'{_times(shape)}: take --features inception and --reference PATH')
+    if len(shape) != 3 or shape[0] not in (1, 3): measurable(shape)          # says why not
     extractor = mnist_features() if a.features == 'mnist' else inception_features()
+    try: measurable(shape, extractor)
+    except RequestError as e:
+        if a.features != 'mnist': raise
+        raise _mistake('the MNIST features read images of 1×32×32 or 1×28×28, these checkpoints '
+                       f'make {_times(shape)}: take --features inception and --reference PATH'
+                       ) from e
     if not own: return mnist_reference(a.reference == 'mirrored'), extractor
     bar = not a.quiet and sys.stderr.isatty()
     return reference_of(a.reference, extractor, a.holdout, progress=bar), extractor

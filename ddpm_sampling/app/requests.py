@@ -10,12 +10,18 @@ import argparse, re, warnings, zlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from .configurations import COUNT, SEED, _as, _assets, _mistake, _wanted
+from .configurations import (
+    COUNT, FAMILIES, SCHEDULE, SEED, TABLES, _as, _assets, _mistake, _wanted)
 
 # %% ../../nbs/7_app/01_requests.ipynb #2ebebfaa
 class _Parser(argparse.ArgumentParser):
     "A parser whose mistakes are one line"
-    def error(self, message): self.exit(2, f'ddpm: error: {message} (see {self.prog} --help)\n')
+    def error(self, message):
+        "One line, and how to write a value that begins with a dash"
+        if m := re.match(r'argument (--[\w-]+).*: expected one argument', message):
+            message += f'; one that begins with a dash is written {m[1]}=-v2'
+        self.exit(2, f'ddpm: error: {message} (see {self.prog} --help)\n')
+
     def parse_known_args(self, args=None, namespace=None):
         "As argparse, but a command answers for its own options, and names the nearest"
         known, unknown = super().parse_known_args(args, namespace)
@@ -33,6 +39,13 @@ def _file_options(p):
     flag = partial(weights.add_argument, dest='weights', action='store_const')
     flag('--ema', const='ema', help='the averaged weights (default)')
     flag('--raw', const='raw', help='the weights as the optimizer left them')
+    a('--schedule', type=_schedule_name, metavar='S',
+      help='the noise schedule, where the file does not record it: ' + ', '.join(FAMILIES) +
+           ', each also with ,zero_snr, or a file of T values of beta or abar')
+    a('--T', type=_whole(COUNT), metavar='N',
+      help='how many levels that schedule has (default: 1000)')
+    a('--predicts', choices=('eps', 'x0', 'v'),
+      help='what the network predicts, where the file does not record it (default: eps)')
     a('--device', metavar='D', help='cpu, cuda, cuda:1, mps or auto: the best there is (default)')
     a('--strict', action='store_true', default=None,
       help='what contradicts the checkpoint is an error, not a warning')
@@ -83,6 +96,8 @@ def _grid_options(p):
     _one_checkpoint(p)
     p.add_argument('--num-samples', type=_whole(COUNT), metavar='N',
                    help='how many images (default: 64)')
+    p.add_argument('--rgba', action='store_true', default=None,
+                   help='four channels are colours and opacity; else each becomes a grey tile')
 
 # %% ../../nbs/7_app/01_requests.ipynb #cb2e045c
 def _film_options(p):
@@ -128,6 +143,7 @@ def _reader(read, wanted):
 
 def _whole(kind): return _reader(lambda text: _as(kind, text), _wanted(kind))
 
+_schedule_name = _reader(lambda text: _as(SCHEDULE, text), _wanted(SCHEDULE))
 _steps = _reader(lambda text: [int(t) for t in text.split(',')] if ',' in text else int(text),
                  'a number such as 50, or a list such as 1000,500,100')
 _numbers = _reader(lambda text: [_as(SEED, i) for i in text.split(',')],
@@ -139,6 +155,7 @@ _READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'),
 # %% ../../nbs/7_app/01_requests.ipynb #b27abecf
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False, how=None,
+    schedule=None, T=None, predicts=None, rgba=False,
     seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
     ckpts=None, reference=None, holdout=None, features='mnist')
@@ -221,9 +238,10 @@ def _newest(folder, weights):
 def _contradictions(cfg, ck):
     "What the configuration says otherwise than the checkpoint, a phrase each"
     from ddpm_sampling.networks.unets import UNet
-    net, sched = ck.net, ck.schedule
+    net, sched, said = ck.net, ck.schedule, cfg.get('diffusion.schedule')
     true = {'data.dataset': ck.dataset, 'model.in_ch': ck.shape[0],
-            'diffusion.T': sched.T, 'diffusion.schedule': sched.name}
+            'diffusion.T': sched.T, 'diffusion.predicts': ck.predicts,
+            'diffusion.schedule': said if _is(sched, said) else sched.name}
     if isinstance(net, UNet):
         true |= {'model.base_ch': net.c, 'model.time_embed_dim': net.dim}
         true |= {'model.ch_mult': [1, 2, 4]}
@@ -237,20 +255,68 @@ def _confront(cfg, ck, strict):
     if strict: raise _mistake(text)
     warnings.warn(f'{text}; the checkpoint wins')
 
+def _is(sched, said):
+    "Whether a schedule is the one of this name or file"
+    try: return said is not None and _schedule(said, sched.T) == sched
+    except ValueError: return False
+
+# %% ../../nbs/7_app/01_requests.ipynb #07d79346
+def _schedule(said, T=None):
+    "The schedule that is meant by a name or by a file of numbers"
+    from ddpm_sampling.sampler.schedules import Schedule
+    if not said.lower().endswith(TABLES): return Schedule.named(said, T or 1000)
+    path = Path(said).expanduser()
+    try: key, values = _table(path)
+    except OSError as e: raise _mistake(f'{said}: {e.strerror or "cannot be read"}') from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _mistake(f'{said} is no file of numbers: write the T values of beta, or of abar, '
+                       'with numpy.save, as a JSON list, or one to a line') from None
+    falls = len(values) > 1 and values[0] > values[-1] and values[0] > .5
+    make = Schedule.from_abar if key in _ABARS or key is None and falls else Schedule
+    sched = make(values, path.stem)
+    if T in (None, sched.T): return sched
+    raise _mistake(f'{said} has {sched.T} levels, not {T}')
+
+_ABARS, _BETAS = ('abar', 'alphas_cumprod', 'alpha_bar'), ('beta', 'betas', 'trained_betas')
+
+def _table(path):
+    "(what the numbers of a file are called there or None, the numbers)"
+    import json
+    import numpy as np
+    end = path.suffix.lower()
+    if end == '.npy': return None, np.load(path, allow_pickle=False)
+    if end in ('.txt', '.csv'):
+        return None, np.loadtxt(path, delimiter=',' if end == '.csv' else None).ravel()
+    if end == '.json': found = json.loads(path.read_text(encoding='utf-8'))
+    else: found = dict(np.load(path, allow_pickle=False))
+    if isinstance(found, list): return None, np.array(found, float)
+    key = next((k for k in (*_BETAS, *_ABARS) if found.get(k) is not None), None)
+    if key is None and len(found) == 1: return None, np.array(*found.values(), float)
+    return key, np.array(found[key], float)
+
+def _trained_with(a, cfg):
+    "What is said of schedule and prediction, for `load_checkpoint`"
+    said = {k: v for k, v in dict(predicts=a.predicts).items() if v}
+    if not (a.schedule or a.T): return said
+    name = a.schedule or cfg.get('diffusion.schedule', 'linear')
+    plain = a.T is None and not name.lower().endswith(TABLES)        # as many levels as recorded
+    return said | dict(schedule=name if plain else _schedule(name, a.T))
+
 # %% ../../nbs/7_app/01_requests.ipynb #f9dc223e
 def _load(a, cfg, path=None):
     "The checkpoint of a request, confronted with the configuration"
     from ddpm_sampling.networks.loading import load_checkpoint
-    from ddpm_sampling.sampler.schedules import Schedule
-    load = partial(load_checkpoint, path or _find(a, cfg),
-                   weights=a.weights, device=a.device, strict=a.strict)
+    load = partial(load_checkpoint, path or _find(a, cfg), weights=a.weights, device=a.device,
+                   strict=a.strict, **_trained_with(a, cfg))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         ck = load()
-        if not _tells_schedule(ck) and {'diffusion.schedule', 'diffusion.T'} & cfg.keys():
+        said = {'diffusion.schedule', 'diffusion.T', 'diffusion.predicts'} & cfg.keys()
+        if said and not (a.schedule or a.T or _tells_schedule(ck)):
             told.clear()
-            family = getattr(Schedule, cfg.get('diffusion.schedule', 'linear'))
-            ck = load(schedule=family(cfg.get('diffusion.T', 1000)))
+            name = cfg.get('diffusion.schedule', 'linear')
+            predicts = a.predicts or cfg.get('diffusion.predicts')
+            ck = load(schedule=_schedule(name, cfg.get('diffusion.T')), predicts=predicts)
     for w in told: warnings.warn(w.message)
     _confront(cfg, ck, a.strict)
     return ck
@@ -315,7 +381,14 @@ def _name(a, ck, way, own):
     parts += [f'{sampler}{len(way.plan)}' + f'-{way.plan.key}'*isinstance(steps, tuple)]
     parts += [v if isinstance(v, str) else f'{k}{v:g}' for k, v in how.items() if v != 'posterior']
     if clip != 1: parts += [f'clip{clip:g}' if clip else 'noclip']
+    if a.schedule or a.T or a.predicts: parts += [_read_as(ck)]
     return '_'.join([*parts, *own, f'seed{a.seed}'])
+
+def _read_as(ck):
+    "What was said of a checkpoint's training, for a file name"
+    sched = ck.schedule
+    named = re.sub(r'\W+', '-', sched.name)
+    return f'{named}-{_crc(sched.beta.tobytes())}-{ck.predicts}'
 
 # %% ../../nbs/7_app/01_requests.ipynb #54b4ac8a
 def _checksum(path):
@@ -327,16 +400,27 @@ def _filled(path, ck):
     "A path in which {E} is the checkpoint's epoch"
     return Path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch))).expanduser()
 
+def _check_ending(path, *ours):
+    "Refuse the name of a file of another kind; any other name is that of a folder"
+    end = Path(path).suffix.lower()
+    if end in _OTHERS and end not in ours:
+        raise _mistake(f'{path}: written here is {" or ".join(ours)}, not {end}')
+
+_OTHERS = {'.png', '.jpg', '.jpeg', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.svg', '.pdf',
+           '.mp4', '.avi', '.mov', '.mkv', '.webm'}
+
 def _grid_path(a, ck, way):
     "Where the grid is written: a file that was named, or a telling name in a folder"
+    if a.grid: _check_ending(a.grid, '.png')
     if a.grid and a.grid.lower().endswith('.png'): return _filled(a.grid, ck)
-    own = [f'n{a.num_samples}'] if a.num_samples != 64 else []
+    own = [f'n{a.num_samples}']*(a.num_samples != 64) + ['rgba']*a.rgba
     folder = _filled(a.grid, ck) if a.grid else _filled(a.out, ck)/'grids'
     return folder/f'{_name(a, ck, way, own)}.png'
 
 # %% ../../nbs/7_app/01_requests.ipynb #c1b6e6a2
 def _film_paths(a, ck, way):
     "Where films are written, and the strip"
+    if a.anim: _check_ending(a.anim, '.gif', '.mp4')
     named = a.anim and a.anim.lower().endswith(('.gif', '.mp4'))
     usual = a.anim[-3:].lower() if named else 'gif'
     ends = {None: [usual], 'both': ['gif', 'mp4']}.get(a.format, [a.format])

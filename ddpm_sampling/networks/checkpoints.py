@@ -26,7 +26,7 @@ class Checkpoint:
     net: nn.Module             # asked as net(x_t, index), with its own integer index 0…T−1, (b,)
     schedule: Schedule         # the one that it was trained with
     predicts: str = 'eps'      # 'eps', 'x0' or 'v'
-    shape: tuple = (1,32,32)   # of one image, (c,h,w)
+    shape: tuple = (1,32,32)   # of one image, (c,h,w), or of other data: (c,length), (d,), …
     epoch: int|None = None     # of its training, counted from 0
     step: int|None = None      # of its training, counted from 0
     weights: str = 'raw'       # 'ema' or 'raw'
@@ -48,7 +48,7 @@ class Checkpoint:
             object.__setattr__(self, 'defaults', Recipe.of(**self.defaults))
         shape = _checked_shape(self.shape, isinstance(self.net, UNet))
         object.__setattr__(self, 'shape', shape)
-        if self.predicts=='eps' and self.schedule.abar[-1]<1e-12:
+        if self.predicts=='eps' and self.schedule.abar[-1]==0:
             raise CheckpointError('abar_T is 0: x_T is pure noise, and a network that predicts eps '
                                   'cannot tell x0 from it, since x0 = (x_T − eps)/0; '
                                   'such a schedule needs one that predicts v or x0')
@@ -59,11 +59,14 @@ def _check_predicts(predicts):
         raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
 
 def _checked_shape(shape, eighths=True):
-    "`shape` as three positive integers, with sides that the U-Net can halve three times"
-    triple = isinstance(shape, (tuple, list)) and len(shape)==3
-    if not (triple and all(hasattr(n, '__index__') and n>0 for n in shape)):
-        example = 'such as (1, 32, 32)'
-        raise RequestError(f'shape must be (channels, height, width), {example}, not {shape!r}')
+    "`shape` as positive integers; three, with sides that it can halve three times, for the U-Net"
+    listed = isinstance(shape, (tuple, list)) and len(shape)>0
+    if not (listed and all(hasattr(n, '__index__') and n>0 for n in shape)):
+        examples = '(1, 32, 32) of an image, (2, 128) of a signal or (2,) of a point'
+        raise RequestError(f'shape must be that of one sample, such as {examples}, not {shape!r}')
+    if eighths and len(shape)!=3:
+        raise RequestError('this network makes images: shape must be (channels, height, width), '
+                           f'such as (1, 32, 32), not {shape!r}')
     if eighths and (shape[1]%8 or shape[2]%8):
         raise RequestError(f'image sides must be divisible by 8, not {shape[1]}×{shape[2]}; '
                            'MNIST is enlarged to 32×32')
@@ -120,7 +123,7 @@ def _get(cfg, *paths):
 class Asked:
     "What the caller of `load_checkpoint` wants of a file, or knows about it"
     weights: str = 'ema'                # 'ema' or 'raw'
-    schedule: Schedule|str|None = None  # a Schedule, 'linear', 'cosine' or 'quadratic'
+    schedule: Schedule|str|None = None  # a Schedule, or a name from SCHEDULES
     predicts: str|None = None           # 'eps', 'x0' or 'v'
     shape: tuple|None = None            # of one image, (c,h,w)
     net: nn.Module|None = None          # a network of the caller's, to be filled
@@ -156,7 +159,7 @@ def _meant(asked, known, T):
     "The `Schedule` that is asked for by name; `T()` counts its levels where none is known"
     if not isinstance(asked, str): return asked
     if known and known.name==asked: return known
-    return getattr(Schedule, asked)(known.T if known else T())
+    return Schedule.named(asked, known.T if known else T())
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #f198226a
 def _agreed(known, asked, log):

@@ -60,9 +60,9 @@ def _checked_request(weights, schedule, predicts, shape, eighths=True):
     if weights not in ('ema', 'raw'):
         raise RequestError(f"weights must be 'ema' or 'raw', not {weights!r}")
     if predicts is not None: _check_predicts(predicts)
-    names = 'linear', 'cosine', 'quadratic'
-    if not (schedule is None or isinstance(schedule, Schedule) or schedule in names):
-        allowed = "'linear', 'cosine', 'quadratic' or a Schedule"
+    if isinstance(schedule, str): Schedule.named(schedule)               # or a RequestError
+    elif not (schedule is None or isinstance(schedule, Schedule)):
+        allowed = 'a Schedule or the name of one, such as cosine'
         raise RequestError(f'schedule must be {allowed}, not {schedule!r}')
     return None if shape is None else _checked_shape(shape, eighths)
 
@@ -70,7 +70,7 @@ def _checked_request(weights, schedule, predicts, shape, eighths=True):
 def load_checkpoint(
     path:str|Path=None, # file, or folder of diffusers; None: the bundled MNIST checkpoint
     weights:str='ema', # 'ema' or 'raw'
-    schedule:Schedule|str=None, # where the file records none; or 'linear', 'cosine', 'quadratic'
+    schedule:Schedule|str=None, # where the file records none; or a name from SCHEDULES
     predicts:str=None, # where the file records none: 'eps', 'x0' or 'v'
     shape:tuple=None, # where the file records none: (c,h,w)
     device:str|torch.device=None, # 'cuda', 'mps', 'cpu', …; None or 'auto': the fastest there is

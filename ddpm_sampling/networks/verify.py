@@ -32,8 +32,9 @@ def _in_eps(abar, predicts):
 # %% ../../nbs/2_networks/08_verify.ipynb #0f2f8923
 class _Probe:
     "Images at known noise levels, and how well the network tells the noise under a reading"
-    def __init__(self, ck, x0, t, idx=None, seed=0, batch_size=64):
+    def __init__(self, ck, x0, t, idx=None, seed=0, batch_size=64, y=None):
         self.ck, self.x0, self.t, self.batch_size = ck, x0, np.asarray(t), batch_size
+        self.y = None if y is None else torch.as_tensor(y)[:len(x0)]
         self.abar, self.out = ck.schedule.abar[self.t], None
         idx = range(len(x0)) if idx is None else idx
         self.eps = keyed_noise(seed, idx, tuple(x0.shape[1:]))
@@ -45,8 +46,9 @@ def answers(self:_Probe, x:Tensor, index:Tensor, net:torch.nn.Module)->Tensor:
     "What `net` says to noisy images, (n,c,h,w) float64; of twice the channels the first half"
     mode, device = net.training, self.ck.device
     net.eval()
-    batches = zip(x.split(self.batch_size), index.split(self.batch_size))
-    try: out = [net(a.to(device), i.to(device))[:,:x.shape[1]].cpu() for a,i in batches]
+    asked = [x, index] if self.y is None else [x, index, self.y[:len(x)]]
+    batches = zip(*(v.split(self.batch_size) for v in asked))
+    try: out = [net(*(v.to(device) for v in b))[:,:x.shape[1]].cpu() for b in batches]
     finally: net.train(mode)
     return torch.cat(out).double()
 
@@ -82,24 +84,40 @@ def denoising_loss(
     return probe.losses()*torch.from_numpy(_in_eps(probe.abar, ck.predicts))
 
 # %% ../../nbs/2_networks/08_verify.ipynb #ec170aa4
-def _mnist_images():
-    "The 256 MNIST test images that come with the library, (256,1,32,32) in [-1,1]"
+def _mnist_test(part):
+    "Of the 256 MNIST test images that come with the library: images, or labels"
     file = files('ddpm_sampling')/'assets'/'mnist_test_256.npz'
-    with np.load(str(file)) as f: x = torch.from_numpy(f['images'])
-    return x[:,None].float()/127.5 - 1
+    with np.load(str(file)) as f: return torch.from_numpy(f[part])
+
+def _mnist_images(side=32):
+    "The 256 MNIST test images that come with the library, (256,1,side,side) in [-1,1]"
+    x = _mnist_test('images')[:,None].double()
+    if side==28: x = _reduced(x).round().clamp(0, 255)
+    return x.float()/127.5 - 1
+
+def _reduced(x):
+    "The 28×28 images of which these 32×32 ones are the bilinear enlargement, by least squares"
+    eye = torch.eye(28, dtype=torch.float64)[:,None]
+    grow = torch.nn.functional.interpolate(eye, size=32, mode='linear')[:,0].T       # (32,28)
+    back = torch.linalg.pinv(grow)
+    return back@x@back.T
 
 # %% ../../nbs/2_networks/08_verify.ipynb #d4738886
-def _images_for(ck, images):
+def _images_for(ck, images, labels=None):
     "Images to test on and their name; or None and the reason"
+    unknown = images is not None or ck.classes!=10
+    if ck.classes and labels is None and ck.null_label is None and unknown:
+        return None, ('it takes a label with each image, and which ones these images have is not '
+                      'said: pass images= and labels=')
     if images is None:
         if ck.dataset not in (None, 'mnist', 'MNIST'):
             return None, (f'it was trained on {ck.dataset}, '
                           'and only MNIST images come with the library: pass images=')
-        if ck.shape!=(1,32,32):
+        if ck.shape not in ((1,32,32), (1,28,28)):
             return None, (f'it makes images of {_plain(ck.shape)}, '
-                          'and the bundled ones are 1×32×32: pass images=')
+                          'and the bundled ones are 1×32×32 or 1×28×28: pass images=')
         unsaid = '' if ck.dataset else ', as the file does not say which data'
-        return _mnist_images(), f'MNIST test images{unsaid}'
+        return _mnist_images(ck.shape[1]), f'MNIST test images{unsaid}'
     _check_images(images, ck.shape)
     return images[:256].float().cpu(), 'images'
 
@@ -113,6 +131,19 @@ def _check_images(images, shape):
     if not images.is_floating_point() or low<-1.01 or high>1.01 or low>=0:
         raise RequestError(f'images must be floats in [-1,1], these are {images.dtype} from '
                            f'{low:.3g} to {high:.3g}: pass x/127.5 - 1 of bytes, 2*x - 1 of [0,1]')
+
+def _labels_for(ck, images, labels, n):
+    "The label of each image that is tested on, (n,); None where the network is asked without"
+    if labels is not None and not ck.classes:
+        raise RequestError('labels= is for a network that takes a label; this one takes none')
+    if labels is None and ck.classes==10 and images is None: labels = _mnist_test('labels')
+    if labels is None: return
+    y = torch.as_tensor(labels).long().cpu()
+    if y.ndim!=1 or len(y)!=(len(images) if images is not None else n):
+        raise RequestError(f'labels must be one for each image, not of shape {tuple(y.shape)}')
+    if len(y) and not (0<=y.min() and y.max()<ck.classes):
+        raise RequestError(f'labels must lie in 0…{ck.classes - 1}')
+    return y[:n]
 
 # %% ../../nbs/2_networks/08_verify.ipynb #f521af59
 def _pixel_filter(x0, abar, predicts):
@@ -132,7 +163,8 @@ def _readings(probe):
     ck, t, T, x = probe.ck, probe.t, probe.ck.schedule.T, probe.x0
     for p in 'eps', 'x0', 'v':
         if p!=ck.predicts: yield 'predicts', p, dict(predicts=p)
-    for s in Schedule.linear(T), Schedule.cosine(T), Schedule.quadratic(T):
+    for family in 'linear', 'cosine', 'quadratic', 'sigmoid', 'sigmoid_abar':
+        s = Schedule.named(family, T)
         if s!=ck.schedule: yield 'schedule', s.name, dict(index=_nearest_index(s, probe.abar))
     yield 'timestep', 'index T − t, backwards,', dict(index=T - t)
     if _takes_fractions(probe): yield 'timestep', 'index in [0,1]', dict(index=np.float32(t - 1)/T)
@@ -160,28 +192,28 @@ def _fits_better(alt, rec, least=.25, z=4):
     return bool(alt.mean()<(1 - least)*rec.mean() and r.mean() < -z*r.std()/len(r)**.5)
 
 # %% ../../nbs/2_networks/08_verify.ipynb #1a92824a
-def _best_shift(ck, x0, ts, shifts, seed):
+def _best_shift(ck, x0, ts, shifts, seed, y=None):
     "The shift of the index with the lowest loss, and a function from a shift to the losses"
     t = np.resize(ts, len(x0))
-    probe, last, L = _Probe(ck, x0, t, seed=seed), ck.schedule.T - 1, {}
+    probe, last, L = _Probe(ck, x0, t, seed=seed, y=y), ck.schedule.T - 1, {}
     def at(k):
         if k not in L: L[k] = probe.losses(index=np.clip(t - 1 + k, 0, last))
         return L[k]
     return min(shifts, key=lambda k: at(k).mean()), at
 
 # %% ../../nbs/2_networks/08_verify.ipynb #b07f8c4b
-def _shift(ck, x0, seed=0):
+def _shift(ck, x0, seed=0, y=None):
     "(shift of the index that the network wants, losses there, losses unshifted), or None"
     if ck.schedule.T<168: return None
     x0, shifts = x0[:24], (0,-5,5,-10,10,-30,30)
-    k, at = _best_shift(ck, x0, np.arange(36, 84, 2), shifts, seed)
+    k, at = _best_shift(ck, x0, np.arange(36, 84, 2), shifts, seed, y)
     if _fits_better(at(k), at(0), .1):
-        _, near = _best_shift(ck, x0, np.arange(14, 19), (0,), seed)
-        _, far = _best_shift(ck, x0, np.arange(72, 168, 4), (0,), seed)
+        _, near = _best_shift(ck, x0, np.arange(14, 19), (0,), seed, y)
+        _, far = _best_shift(ck, x0, np.arange(72, 168, 4), (0,), seed, y)
         same = near(k).mean()<=near(k//2).mean() and far(k).mean()<far(3*k).mean()
         return (k, at(k), at(0)) if same else None
     least = .1 if k else .04
-    k, at = _best_shift(ck, x0, [2,3], (0,-1,1,-2,2), seed)
+    k, at = _best_shift(ck, x0, [2,3], (0,-1,1,-2,2), seed, y)
     return (k, at(k), at(0)) if _fits_better(at(k), at(0), least) else None
 
 # %% ../../nbs/2_networks/08_verify.ipynb #fc52931a
@@ -229,10 +261,11 @@ def __repr__(self:SelfTest):
 _verdicts = {True: 'passed: no other reading fits clearly better', False: 'FAILED', None: 'not run'}
 
 # %% ../../nbs/2_networks/08_verify.ipynb #b564a0ff
-def _try_readings(ck, x0, seed, batch_size):
+def _try_readings(ck, x0, seed, batch_size, y=None):
     "The best other reading of each family: family -> (name, losses, losses of the record)"
     n, best = 16, {}
-    probe = _Probe(ck, x0[:n], _spread(n, ck.schedule.T), seed=seed, batch_size=batch_size)
+    t = _spread(n, ck.schedule.T)
+    probe = _Probe(ck, x0[:n], t, seed=seed, batch_size=batch_size, y=y)
     rec = probe.losses()
     for family,name,kw in _readings(probe):
         alt = probe.losses(**kw)
@@ -243,12 +276,12 @@ def _try_readings(ck, x0, seed, batch_size):
 def _spread(n, T): return 1 + ((np.arange(n) + .5)*T/n).astype(int)
 
 # %% ../../nbs/2_networks/08_verify.ipynb #68de3949
-def _judge(ck, x0, seed, batch_size, trained=True):
+def _judge(ck, x0, seed, batch_size, trained=True, y=None):
     "(findings, remarks, tried) about the readings; small shifts only of a trained network"
-    tried, findings, remarks = _try_readings(ck, x0, seed, batch_size), [], []
+    tried, findings, remarks = _try_readings(ck, x0, seed, batch_size, y), [], []
     raw = tried.pop('weights', None)
     wrong = {f: v for f,v in tried.items() if _fits_better(*v[1:])}
-    if trained and not wrong and (s := _shift(ck, x0, seed)):
+    if trained and not wrong and (s := _shift(ck, x0, seed, y)):
         wrong = {'timestep': (_shifted(s[0]), *s[1:])}
     if wrong:
         f, (name, alt, rec) = min(wrong.items(), key=lambda w: w[1][1].mean()/w[1][2].mean())
@@ -270,16 +303,17 @@ def self_test(
     images:Tensor=None, # at least 32 of its training images, (n,c,h,w) in [-1,1]; None: MNIST
     seed:int=0, # of the noise
     batch_size:int=64, # images at a time
+    labels:Tensor=None, # of the images, where the network takes one; None: those of MNIST, or none
 )->SelfTest: # prints as a table; has ok, findings, remarks
     "Does the network behave as its record says? Its loss over t, and under other readings"
-    x0, name = _images_for(ck, images)
+    x0, name = _images_for(ck, images, labels)
     if x0 is None: return SelfTest(None, remarks=(name,), title=_who(ck))
-    t = _spread(len(x0), ck.schedule.T)
-    probe = _Probe(ck, x0, t, seed=seed, batch_size=batch_size)
+    t, y = _spread(len(x0), ck.schedule.T), _labels_for(ck, images, labels, len(x0))
+    probe = _Probe(ck, x0, t, seed=seed, batch_size=batch_size, y=y)
     loss, floor = probe.losses(), _pixel_filter(x0, probe.abar, ck.predicts)
     mean, least, silent = loss.mean().item(), floor.mean().item(), _silence(probe)
     trained, findings, remarks, tried = mean<.8*silent, [], [], []
-    if np.isfinite(mean): findings, remarks, tried = _judge(ck, x0, seed, batch_size, trained)
+    if np.isfinite(mean): findings, remarks, tried = _judge(ck, x0, seed, batch_size, trained, y)
     if not findings and not trained:
         findings = [f'the network has learned nothing: loss {mean:.3g}, '
                     f'and an answer of zeros has {silent:.3g}']
@@ -305,4 +339,4 @@ def _bins(t, loss, floor):
     return tuple((int(t[i[0]]), int(t[i[-1]]), mean(loss[i]), mean(floor[i])) for i in parts)
 
 class _Zero(torch.nn.Module):
-    def forward(self, x, t): return torch.zeros_like(x)
+    def forward(self, x, t, y=None): return torch.zeros_like(x)

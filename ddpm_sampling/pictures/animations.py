@@ -8,11 +8,13 @@ __all__ = ['FORMATS', 'frame_of', 'ticks', 'animation', 'write_animation']
 # %% ../../nbs/4_pictures/03_animations.ipynb #a0063506
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
+import os, subprocess
 import numpy as np
 from ..basics.errors import RequestError, nearest
-from ..basics.files import whole_file
+from ..basics.files import whole_file, writable
 from ..sampler.loop import State
 from .film_strips import picture
 
@@ -86,6 +88,7 @@ def _gif(part, fps, pause):
 def _mp4(part, fps, pause):
     "Yields put(frame) for a video"
     pipe, last = None, None
+    _ffmpeg()
     def put(frame):
         nonlocal pipe, last
         last = _even(frame)
@@ -109,16 +112,27 @@ def _even(frame):
 # %% ../../nbs/4_pictures/03_animations.ipynb #60fd23ac
 _SETTINGS = '-crf 12 -preset fast -threads 2 -sws_flags area -movflags +faststart -f mp4'.split()
 
-def _encoder(part, frame, fps):
-    "An ffmpeg process, as a generator that is sent frames"
+@lru_cache
+def _ffmpeg():
+    "The ffmpeg that will be used, if there is one that writes H.264"
     try:
         import imageio_ffmpeg
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        needs = 'MP4 needs ffmpeg: pip install imageio-ffmpeg, or ask for a GIF'
-        raise RequestError(needs) from None
+        exe = imageio_ffmpeg.get_ffmpeg_exe()
+        said = subprocess.run([exe, '-hide_banner', '-encoders'], capture_output=True, text=True)
+    except (ImportError, RuntimeError, OSError): said = None
+    if said and 'libx264' in said.stdout: return exe
+    lacks = f'{exe} has no libx264' if said else 'MP4 needs ffmpeg'
+    raise RequestError(f'{lacks}: pip install imageio-ffmpeg, or ask for a GIF')
+
+def _plain(path):
+    "A path that ffmpeg takes for nothing but a path"
+    return os.path.abspath(path)
+
+def _encoder(part, frame, fps):
+    "An ffmpeg process, as a generator that is sent frames"
+    import imageio_ffmpeg
     pipe = imageio_ffmpeg.write_frames(
-        str(part), frame.shape[1::-1], fps=fps, codec='libx264', macro_block_size=2,
+        _plain(part), frame.shape[1::-1], fps=fps, codec='libx264', macro_block_size=2,
         ffmpeg_log_level='quiet', output_params=[*_SETTINGS])
     pipe.send(None)
     return pipe
@@ -126,7 +140,7 @@ def _encoder(part, frame, fps):
 def _complete(part, n):
     "An ffmpeg that fails at the end says nothing: count the frames of its file"
     import imageio_ffmpeg
-    try: found = imageio_ffmpeg.count_frames_and_secs(str(part))[0]
+    try: found = imageio_ffmpeg.count_frames_and_secs(_plain(part))[0]
     except (RuntimeError, OSError): found = 0
     what = f'ffmpeg wrote {found} of {n} frames; is there room on the disk?'
     if found != n: raise OSError(None, what, str(part))
@@ -140,6 +154,7 @@ def animation(
 )->Iterator[Callable]: # yields add(frame); the file appears at the end of the block
     "A film to which frames are added one by one"
     path, fps, pause = _checked(path, fps, pause)
+    writable(path)
     writer, shape = FORMATS[path.suffix.lower()][0], None
     with whole_file(path) as part, writer(part, fps, pause) as put:
         def add(frame):
@@ -147,13 +162,14 @@ def animation(
             if hasattr(frame, 'x0_hat'):
                 raise RequestError('a film is made of frames, not of States: '
                                    'pass each through frame_of')
-            shape = _fits(frame := np.asarray(frame), shape)
+            shape = _fits(frame := np.asarray(frame), shape, path)
             put(frame)
         yield add
         if shape is None: raise RequestError(f'{path.name}: no frames, no film')
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #ed12146a
-FORMATS = {'.gif': (_gif, 50), '.mp4': (_mp4, 120)}       # ending -> (writer, most frames a second)
+FORMATS = {                                  # ending -> (writer, most frames a second, widest side)
+    '.gif': (_gif, 50, 2**16 - 1), '.mp4': (_mp4, 120, 2**14)}
 
 def _checked(path, fps, pause):
     "The request, or a RequestError"
@@ -173,7 +189,7 @@ def _between(v, least, most):
     "Whether this is a number from `least` to `most`"
     return isinstance(v, Real) and not isinstance(v, bool) and least <= v <= most
 
-def _fits(frame, shape):
+def _fits(frame, shape, path):
     "The shape of a frame, or a RequestError"
     s = frame.shape
     if frame.dtype != np.uint8 or len(s) not in (2, 3) or s[2:] not in ((), (3,)) or not frame.size:
@@ -181,6 +197,9 @@ def _fits(frame, shape):
                            f'of shape {s}: make them with frame_of or to_uint8')
     if shape not in (None, s):
         raise RequestError(f'all frames must have one shape: the first has {shape}, this one {s}')
+    if max(s[:2]) > (most := FORMATS[path.suffix.lower()][2]):
+        raise RequestError(f'{path.name}: the sides of a frame may be {most} pixels, not {s[:2]}; '
+                           'show fewer images, or a smaller scale')
     return s
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #972cd1ed

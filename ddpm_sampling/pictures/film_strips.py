@@ -15,17 +15,18 @@ from torch import Tensor
 from ..basics.errors import RequestError, whole_number
 from ..basics.files import whole_file
 from ..sampler.plans import Row
-from .grids import image_grid
+from .grids import as_pictures, image_grid
 
 
 # %% ../../nbs/4_pictures/02_film_strips.ipynb #4554beb2
 def picture(
-    x:Tensor,       # images, (n,c,h,w) in [-1,1], or uint8 as as_bytes keeps them
+    x:Tensor,       # images, (n,c,h,w) in [-1,1] or what as_pictures takes, or uint8 from as_bytes
     cols:int=8,     # images in a row, ≥ 1
     scale:int=None, # each pixel becomes scale × scale; None: even, at least 2, for up to 384 pixels
 )->np.ndarray: # uint8, (H,W) for grey and (H,W,3) for colour
     "One image as it is, several as a grid"
     if x.dtype == torch.uint8: x = x/127.5 - 1         # to_uint8 takes it back to the same level
+    if x.ndim == 3: x = as_pictures(x)                 # signals
     pad = 0 if len(x) == 1 else 2
     small = image_grid(x, cols, pad, 1)
     if scale is None: scale = 2*max(1, 192//max(small.shape[:2]))
@@ -52,8 +53,9 @@ def _of_images(states):
     "The states as a list, if they are States of images"
     states = list(states)
     if not states: raise RequestError('a film strip needs at least one state')
-    if not hasattr(states[0], 'x0_hat') or states[0].x.ndim != 4:
-        raise RequestError('a film strip is made of States of images, as trajectory yields them')
+    if not hasattr(states[0], 'x0_hat') or states[0].x.ndim < 3:
+        raise RequestError('a film strip is made of States of images, as trajectory yields them; '
+                           'points of the plane are drawn by cloud_strip')
     return states
 
 def _line(frames, gap=3):

@@ -9,7 +9,7 @@ __all__ = ['paired_distance', 'difference', 'side_by_side']
 import numpy as np, torch
 from torch import Tensor
 from ..basics.errors import RequestError
-from .grids import image_grid
+from .grids import as_pictures, image_grid
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #104aee84
 def paired_distance(
@@ -24,7 +24,7 @@ def paired_distance(
 def _pairs(x, ref):
     "Both as float64, or a RequestError"
     x, ref = torch.as_tensor(x), torch.as_tensor(ref)
-    if x.shape != ref.shape or x.ndim != 4 or not len(x):
+    if x.shape != ref.shape or x.ndim < 2 or not len(x):
         raise RequestError('pairs are two sets of images (n,c,h,w) of one shape, '
                            f'not {tuple(x.shape)} and {tuple(ref.shape)}')
     if not (x.is_floating_point() and ref.is_floating_point()):
@@ -42,6 +42,9 @@ def difference(
 )->Tensor: # (n,3,h,w) in [-1,1]: white for equal, red where x is brighter, blue where it is darker
     "Pictures of what differs, as strong as the root mean square over the channels"
     x, ref = _pairs(x, ref)
+    if x.ndim != 4:
+        raise RequestError(f'differences are shown of images (n,c,h,w), not of {tuple(x.shape)}: '
+                           'paired_distance measures them')
     if not (isinstance(full, (int, float)) and 0 < full <= 2):
         raise RequestError('full must be above 0 and at most 2, '
                            f'the distance from black to white, not {full!r}')
@@ -53,7 +56,7 @@ def difference(
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #5e80029f
 def side_by_side(
-    images:dict,    # {name: images (n,c,h,w) in [-1,1]}, all of one shape
+    images:dict,    # {name: images (n,c,h,w) in [-1,1], or what as_pictures takes}
     ref:str=None,   # the name of the reference; None: no differences are shown
     full:float=1.,  # the difference that has the full colour, above 0 and at most 2
     cols:int=8,     # images in a line, ≥ 1
@@ -61,6 +64,7 @@ def side_by_side(
 )->object: # a matplotlib Figure
     "The same noise through different samplers"
     blocks, labels = _blocks(images, ref, full)
+    blocks = [as_pictures(b) for b in blocks]
     if scale is None: scale = max(1, round(64/blocks[0].shape[-1]))
     key = f'red: brighter than {ref}; blue: darker; full colour: {full:g} of a range of 2'
     if ref is None or len(images) < 2: key = ''

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..basics.arrays import to_uint8
 from ..basics.errors import RequestError
 from ..basics.estimates import Estimate
-from ..basics.files import whole_file
+from ..basics.files import whole_file, writable
 from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint
@@ -27,7 +27,7 @@ from ..networks.error_curves import weights_key
 from ..pictures.grids import image_grid, write_png
 from ..pictures.pairs import paired_distance
 from .features import extract, mnist_features
-from .metrics import FEW, LEAST, METRICS, floor, held_out, scores
+from .metrics import FEW, LEAST, METRICS, floor, held_out, measurable, scores
 from .references import Reference
 from ..sampler.plans import Plan
 from ..sampler.schedules import Schedule
@@ -235,6 +235,8 @@ def compare(
 )->list: # the rows of the jobs, in their order
     "Measure what is not in the file yet"
     extractor, path, told, longs = extractor or mnist_features(), Path(path), set(), {None: None}
+    for shape in {job.ck.shape for job in jobs}: measurable(shape, extractor, ref)
+    writable(path)
     rows, keys = read_rows(path), [run_key(job, ref, extractor) for job in jobs]
     for job in jobs: _add_real(rows, path, job, ref, extractor)
     todo = [(job, key) for job, key in zip(jobs, keys) if key not in rows]

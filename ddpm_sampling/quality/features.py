@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from torch import nn, Tensor
 from ..basics.files import shipped
-from .datasets import as_images
+from .datasets import as_images, fit_shape
 from ..basics.arrays import shifted, to_unit
 from ..basics.errors import RequestError
 from ..basics.optional import load_torchvision
@@ -119,7 +119,7 @@ def mnist_judge()->nn.Module: # (b,1,32,32) in [-1,1] -> logits (b,10)
 # %% ../../nbs/5_quality/01_features.ipynb #a70e9e36
 @torch.no_grad()
 def extract(
-    images:np.ndarray|Tensor, # uint8, (n,c,h,w), as datasets.as_images takes them
+    images:np.ndarray|Tensor, # uint8, as datasets.as_images takes them; fitted as fit_shape does
     extractor:Callable,       # an Extractor, or any function (b,c,h,w) in [-1,1] -> (b,d)
     batch_size:int=250,       # images at a time
     progress:bool=False,      # show a bar?
@@ -127,7 +127,7 @@ def extract(
     "The features of images, a batch at a time"
     from tqdm.auto import tqdm
     x8, name = as_images(images), _name(extractor)
-    _check_request(x8, extractor, name)
+    x8 = _fitted(x8, extractor, name)
     parts, bar = [], tqdm(total=len(x8), desc=name, disable=None if progress else True)
     for b in x8.split(batch_size):
         f = extractor(to_unit(b).to(getattr(extractor, 'device', 'cpu')))
@@ -140,14 +140,16 @@ def extract(
 # %% ../../nbs/5_quality/01_features.ipynb #0d987ade
 def _name(f): return getattr(f, 'name', getattr(f, '__name__', type(f).__name__))
 
-def _check_request(x8, extractor, name):
-    shape, given = getattr(extractor, 'shape', None), tuple(x8.shape[1:])
-    if shape and given != shape:
-        do = 'see datasets.fit_shape, or pass another extractor'
-        raise RequestError(f'{name} takes images of {shape}, not {given}: {do}')
+def _fitted(x8, extractor, name):
+    "The images in the shape that an extractor takes, or what is wrong with them or with it"
+    if shape := getattr(extractor, 'shape', None):
+        try: x8 = fit_shape(x8, shape)
+        except RequestError as e:
+            raise RequestError(f'{name}: {e}; or pass another extractor') from None
     if getattr(extractor, 'training', False):
         why = 'is in training mode, so its features depend on the batch'
         raise RequestError(f'{name} {why}: call its .eval() first')
+    return x8
 
 def _checked(f, n, start, name):
     "The features of one batch, or what is wrong with them"

@@ -10,6 +10,7 @@ import torch
 from collections.abc import Callable
 from torch import Tensor
 from ..basics.errors import RequestError
+from .denoisers import denoiser
 from .loop import sample_steps
 from .plans import Plan, Row
 from .posteriors import posterior_var
@@ -37,11 +38,12 @@ def _checked(eta):
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #eb6c0708
 def encode(
-    den:Callable, # den(x, t, abar), without clipping
+    den:Callable, # den(x, t, abar), without clipping; or a checkpoint
     plan:Plan,    # down to clean data, as for sampling
     x0:Tensor,    # clean images, (b,…)
 )->Tensor: # x_T, like x0
     "The noise from which DDIM with η = 0 leads to x0 (Song et al. 2021a, section 4.3)"
+    if hasattr(den, 'net'): den, x0 = _asked(den, plan, x0)
     up = plan.backwards()
     first = up[0]
     def asked_above_0(x, t, abar):
@@ -49,6 +51,33 @@ def encode(
         return x, *den(first.abar_s**.5*x, first.s, first.abar_s)[1:]
     *_, end = sample_steps(asked_above_0, up, x0, ddim_step)
     return end.x
+
+# %% ../../nbs/1_sampler/06_ddim.ipynb #085f0a36
+def _asked(ck, plan, x0):
+    "A denoiser of a checkpoint for encoding, and the images where its network is"
+    sched = ck.schedule
+    if not isinstance(plan, Plan):
+        raise RequestError(f'encode takes a Plan, such as ck.schedule.plan(100), not {plan!r}')
+    if plan[-1].s != 0 or plan[-1].abar_s != 1:
+        raise RequestError('images are encoded from clean data: the plan must end at s = 0, '
+                           f'this one ends at s = {plan[-1].s}')
+    if any(not 0 < r.t <= sched.T or r.abar_t != sched.abar[r.t] for r in plan):
+        raise RequestError('this plan was made for another schedule: '
+                           'take one from ck.schedule.plan(n)')
+    shape = getattr(ck, 'shape', None)
+    if shape is not None and tuple(x0.shape[1:]) != tuple(shape):
+        wanted = ', '.join(map(str, shape))
+        raise RequestError(f'images must have shape (n, {wanted}), not {tuple(x0.shape)}')
+    p = next((p for p in ck.net.parameters() if p.is_floating_point()), x0)
+    kind = torch.float64 if p.dtype == torch.float64 else torch.float32        # of the states
+    asked = denoiser(lambda x, i: ck.net(x.to(p.dtype), i), sched, ck.predicts)
+    def den(x, t, abar):
+        modes = [(m, m.training) for m in ck.net.modules()]
+        ck.net.eval()
+        try: return asked(x, t, abar)
+        finally:
+            for m, mode in modes: m.training = mode
+    return den, x0.to(p.device, kind)
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #a3450bb4
 def slerp(

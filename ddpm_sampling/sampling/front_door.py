@@ -59,7 +59,7 @@ def images_of(
 )->Images: # with as many numbers as there are images
     "The images that are asked for, checked"
     x_T = None if x_T is None else torch.as_tensor(x_T)
-    if x_T is not None and (x_T.ndim != 4 or x_T.shape[1:] != shape):
+    if x_T is not None and (x_T.shape[1:] != shape or not x_T.ndim):
         wanted = ', '.join(map(str, shape))
         raise RequestError(f'x_T must have shape (n, {wanted}), not {tuple(x_T.shape)}')
     if n is not None: n = whole_number(n, 'n, the number of images,', 1)
@@ -85,7 +85,8 @@ def _placed(net, device, dtype=None):
     device = here if device is None else pick_device(device)
     if (device, dtype or has) == (here, has): return net
     net = copy.deepcopy(net).to(device, dtype)
-    return net.to(memory_format=torch.channels_last) if dtype == torch.bfloat16 else net
+    flat = dtype == torch.bfloat16 and all(p.ndim < 5 for p in net.parameters())
+    return net.to(memory_format=torch.channels_last) if flat else net
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #1701e5fd
 def _guided(den, guide, bound):
