@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['WeightSet', 'weight_sets', 'pick_weights', 'by_file', 'averages_beside', 'averages_elsewhere']
 
-# %% ../../nbs/2_networks/03_averages.ipynb #a022ec13
+# %% ../../nbs/2_networks/03_averages.ipynb #63fcba8f
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from torch import nn, Tensor
-from ..basics.errors import CheckpointError
+from ..basics.errors import CheckpointError, RequestError
 from .unets import _some
 
-# %% ../../nbs/2_networks/03_averages.ipynb #9090e7da
+# %% ../../nbs/2_networks/03_averages.ipynb #f34f1dbe
 class WeightSet(NamedTuple):
     "Tensors that fit a network, and where in a record they lie"
     name: str     # the way to them, such as ema.shadow; empty: the record itself
@@ -23,7 +23,7 @@ class WeightSet(NamedTuple):
     tensors: dict # under the names that the network has for them
     beside: dict  # what else lies there: counters, schedules
 
-# %% ../../nbs/2_networks/03_averages.ipynb #86ea8e17
+# %% ../../nbs/2_networks/03_averages.ipynb #4b0fe8c6
 _wrappers = {'module', '_orig_mod', '_fsdp_wrapped_module', '_forward_module'}
 
 def _bared(entries):
@@ -48,7 +48,7 @@ def _prefixed(entries, names):
     home = {n: max((p for p in strong if n.startswith(p)), key=len, default=None) for n in entries}
     for p in strong: yield p, {n[len(p):]: v for n,v in entries.items() if home[n]==p}
 
-# %% ../../nbs/2_networks/03_averages.ipynb #9c081b3f
+# %% ../../nbs/2_networks/03_averages.ipynb #7d93fdb9
 def _dotless(entries, names):
     "(prefix, {name: tensor}) for the sets whose names lost their dots"
     if not any(_says_ema(n) for n in entries): return
@@ -66,7 +66,7 @@ def _listed(values, like):
     if any(v.ndim!=w.ndim for v,(_,w) in zip(values, wanted)): return None
     return {n: v for (n,_),v in zip(wanted, values)}
 
-# %% ../../nbs/2_networks/03_averages.ipynb #884a5842
+# %% ../../nbs/2_networks/03_averages.ipynb #7381041d
 _averaged = {'shadow', 'average', 'averaged', 'averaging', 'avg', 'swa', 'polyak', 'smoothed'}
 _current = {'online', 'raw', 'current', 'live', 'collected', 'non', 'no', 'without', 'student'}
 
@@ -88,7 +88,7 @@ def _kind_of(way):
         if _says_ema(key): return 'ema'
     return 'unsaid'
 
-# %% ../../nbs/2_networks/03_averages.ipynb #2857f3ab
+# %% ../../nbs/2_networks/03_averages.ipynb #1decfb82
 _optimizers = 'opt', 'optim', 'optimizer', 'lr', 'scheduler'
 _counters = {'n_averaged', 'num_updates', 'initted'}
 
@@ -129,7 +129,7 @@ def weight_sets(
 
 def _way(keys): return '.'.join(k.strip('.') for k in keys if k.strip('.'))
 
-# %% ../../nbs/2_networks/03_averages.ipynb #1baeac46
+# %% ../../nbs/2_networks/03_averages.ipynb #3c433800
 _buffers = ('betas alphas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod loss_weight '
             'sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod posterior_variance '
             'sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_mean_coef1 '
@@ -145,7 +145,7 @@ def _apart(own, names, entries):
               if k.split('.')[-1] in _buffers and k not in names}
     return {n: v for n,v in own.items() if n not in extra}, beside
 
-# %% ../../nbs/2_networks/03_averages.ipynb #725c20b2
+# %% ../../nbs/2_networks/03_averages.ipynb #38558dd0
 def _company(found, record):
     "The same sets, those without a word named by what lies beside them"
     if isinstance(record, (list, tuple)) and len(found)>1:          # weights, optimizer, …, average
@@ -156,7 +156,7 @@ def _company(found, record):
         found = [s._replace(kind='raw') if s.kind=='unsaid' else s for s in found]
     return found
 
-# %% ../../nbs/2_networks/03_averages.ipynb #fd35e4e7
+# %% ../../nbs/2_networks/03_averages.ipynb #89c3650b
 def pick_weights(
     sets:list,   # each WeightSet that was found
     weights:str, # 'ema', 'raw', or the name of a set
@@ -195,10 +195,10 @@ def _named(sets, name):
     mine = [s for s in sets if s.name==name] or [s for s in sets if s.name.startswith(f'{name}.')]
     if mine: return mine[0]._replace(kind='ema' if mine[0].kind=='ema' else 'raw')
     there = _some([f"'{s.name}'" for s in sets if s.name], 9)
-    raise CheckpointError(f"weights must be 'ema' or 'raw', or the name of a set, not {name!r}"
+    raise RequestError(f"weights must be 'ema' or 'raw', or the name of a set, not {name!r}"
                           + (f'; there is {there}' if there else ''))
 
-# %% ../../nbs/2_networks/03_averages.ipynb #3303374f
+# %% ../../nbs/2_networks/03_averages.ipynb #e16ca66f
 def by_file(
     sets:list, # each WeightSet of a file
     path:Path, # of the file
@@ -213,13 +213,19 @@ def averages_beside(
     path:Path, # of a file
 )->list: # names of files
     "Files in the same folder that by their names hold the average of the weights in this one"
-    count = re.findall(r'\d+', path.stem)[-1:]
     if not path.is_file() or _says_ema(path.stem): return []
     ends = '.pt', '.pth', '.ckpt', '.bin', '.safetensors'
     near = (p for p in path.parent.iterdir() if p.suffix in ends and _says_ema(p.stem))
-    return sorted(p.name for p in near if re.findall(r'\d+', p.stem)[-1:]==count)
+    return sorted(p.name for p in near if _same_moment(path.stem, p.stem))
 
-# %% ../../nbs/2_networks/03_averages.ipynb #92b19b13
+def _same_moment(stem, average):
+    "Do the names of two files speak of the same moment of the same training?"
+    counts = [re.findall(r'\d+', s)[-1:] for s in (stem, average)]
+    if counts[0] or counts[1]: return counts[0]==counts[1]
+    rest = [{w for w in _words(s) if not _says_ema(w)} for s in (stem, average)]
+    return rest[0]==rest[1] or not rest[1] and rest[0] <= {'model', 'net', 'unet', 'raw'}
+
+# %% ../../nbs/2_networks/03_averages.ipynb #aa608a00
 def averages_elsewhere(
     sets:list,   # each WeightSet of a file
     record:dict, # what the file holds
@@ -227,7 +233,7 @@ def averages_elsewhere(
 )->str: # a phrase; empty where there is none
     "Averages that are none of the sets: of another network, or in another file"
     if near := averages_beside(path):
-        return f'those lie beside it, in {_some(near)}'
+        return f'its average lies beside it, in {_some(near)}'
     odd = [_way(w) for w, here in _ways(record) if w and _says_ema(w[-1]) and _holds_tensors(here)]
     if odd := [w for w in odd if not any(s.name.startswith(w) for s in sets)]:
         return f'what lies in {_some([f"`{w}`" for w in odd])} does not fit the network'

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['buffered_schedule', 'buffered_predicts']
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #13bc6989
+# %% ../../nbs/2_networks/03_buffers.ipynb #30f5c679
 import numpy as np
 from functools import partial
 from torch import Tensor
 from ..sampler.schedules import Schedule
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #6cc42fd9
+# %% ../../nbs/2_networks/03_buffers.ipynb #6fd4bc93
 def _from_abar(abar):
     "The β whose running product is ᾱ"
     before = np.concatenate([[1.], abar[:-1]])
@@ -43,7 +43,7 @@ def buffered_schedule(
         if ((betas>0) & (betas<=1)).all(): return _known(betas, name), name
     return None, None
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #052e3940
+# %% ../../nbs/2_networks/03_buffers.ipynb #ad132d6f
 def _known(betas, name):
     "The named schedule that these are to the precision of float32, or else these themselves"
     T, got = len(betas), Schedule(betas)
@@ -55,11 +55,12 @@ def _known(betas, name):
     for make in makers:
         known = make()
         off = abs(known.beta - got.beta)[1:]/known.beta[1:]
-        if off.max()<(1e-5 if direct else 1e-2) and abs(known.abar - got.abar).max()<2e-5:
+        near = abs(known.abar - got.abar).max()<2e-5
+        if near and (off.max()<1e-5 or not direct):
             return known
     return got
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #37286856
+# %% ../../nbs/2_networks/03_buffers.ipynb #b13c304a
 def buffered_predicts(
     buffers:dict,      # name -> tensor: what lies beside the weights
     schedule:Schedule, # the trained one
