@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WeightSet', 'weight_sets', 'pick_weights', 'by_file', 'averages_beside', 'averages_elsewhere']
 
-# %% ../../nbs/2_networks/03_averages.ipynb #63fcba8f
+# %% ../../nbs/2_networks/03_averages.ipynb #150d4aa3
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import nn, Tensor
 from ..basics.errors import CheckpointError, RequestError
 from .unets import _some
 
-# %% ../../nbs/2_networks/03_averages.ipynb #f34f1dbe
+# %% ../../nbs/2_networks/03_averages.ipynb #1aba050d
 class WeightSet(NamedTuple):
     "Tensors that fit a network, and where in a record they lie"
     name: str     # the way to them, such as ema.shadow; empty: the record itself
@@ -23,7 +23,7 @@ class WeightSet(NamedTuple):
     tensors: dict # under the names that the network has for them
     beside: dict  # what else lies there: counters, schedules
 
-# %% ../../nbs/2_networks/03_averages.ipynb #4b0fe8c6
+# %% ../../nbs/2_networks/03_averages.ipynb #08af0082
 _wrappers = {'module', '_orig_mod', '_fsdp_wrapped_module', '_forward_module'}
 
 def _bared(entries):
@@ -48,7 +48,7 @@ def _prefixed(entries, names):
     home = {n: max((p for p in strong if n.startswith(p)), key=len, default=None) for n in entries}
     for p in strong: yield p, {n[len(p):]: v for n,v in entries.items() if home[n]==p}
 
-# %% ../../nbs/2_networks/03_averages.ipynb #7d93fdb9
+# %% ../../nbs/2_networks/03_averages.ipynb #d588518b
 def _dotless(entries, names):
     "(prefix, {name: tensor}) for the sets whose names lost their dots"
     if not any(_says_ema(n) for n in entries): return
@@ -66,7 +66,7 @@ def _listed(values, like):
     if any(v.ndim!=w.ndim for v,(_,w) in zip(values, wanted)): return None
     return {n: v for (n,_),v in zip(wanted, values)}
 
-# %% ../../nbs/2_networks/03_averages.ipynb #7381041d
+# %% ../../nbs/2_networks/03_averages.ipynb #06338730
 _averaged = {'shadow', 'average', 'averaged', 'averaging', 'avg', 'swa', 'polyak', 'smoothed'}
 _current = {'online', 'raw', 'current', 'live', 'collected', 'non', 'no', 'without', 'student'}
 
@@ -88,7 +88,7 @@ def _kind_of(way):
         if _says_ema(key): return 'ema'
     return 'unsaid'
 
-# %% ../../nbs/2_networks/03_averages.ipynb #1decfb82
+# %% ../../nbs/2_networks/03_averages.ipynb #536eb711
 _optimizers = 'opt', 'optim', 'optimizer', 'lr', 'scheduler'
 _counters = {'n_averaged', 'num_updates', 'initted'}
 
@@ -129,7 +129,7 @@ def weight_sets(
 
 def _way(keys): return '.'.join(k.strip('.') for k in keys if k.strip('.'))
 
-# %% ../../nbs/2_networks/03_averages.ipynb #3c433800
+# %% ../../nbs/2_networks/03_averages.ipynb #61c2382b
 _buffers = ('betas alphas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod loss_weight '
             'sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod posterior_variance '
             'sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_mean_coef1 '
@@ -145,7 +145,7 @@ def _apart(own, names, entries):
               if k.split('.')[-1] in _buffers and k not in names}
     return {n: v for n,v in own.items() if n not in extra}, beside
 
-# %% ../../nbs/2_networks/03_averages.ipynb #38558dd0
+# %% ../../nbs/2_networks/03_averages.ipynb #1529d6f5
 def _company(found, record):
     "The same sets, those without a word named by what lies beside them"
     if isinstance(record, (list, tuple)) and len(found)>1:          # weights, optimizer, …, average
@@ -156,7 +156,7 @@ def _company(found, record):
         found = [s._replace(kind='raw') if s.kind=='unsaid' else s for s in found]
     return found
 
-# %% ../../nbs/2_networks/03_averages.ipynb #89c3650b
+# %% ../../nbs/2_networks/03_averages.ipynb #f1f65f74
 def pick_weights(
     sets:list,   # each WeightSet that was found
     weights:str, # 'ema', 'raw', or the name of a set
@@ -198,7 +198,7 @@ def _named(sets, name):
     raise RequestError(f"weights must be 'ema' or 'raw', or the name of a set, not {name!r}"
                           + (f'; there is {there}' if there else ''))
 
-# %% ../../nbs/2_networks/03_averages.ipynb #e16ca66f
+# %% ../../nbs/2_networks/03_averages.ipynb #cc5aba53
 def by_file(
     sets:list, # each WeightSet of a file
     path:Path, # of the file
@@ -225,7 +225,7 @@ def _same_moment(stem, average):
     rest = [{w for w in _words(s) if not _says_ema(w)} for s in (stem, average)]
     return rest[0]==rest[1] or not rest[1] and rest[0] <= {'model', 'net', 'unet', 'raw'}
 
-# %% ../../nbs/2_networks/03_averages.ipynb #aa608a00
+# %% ../../nbs/2_networks/03_averages.ipynb #af271439
 def averages_elsewhere(
     sets:list,   # each WeightSet of a file
     record:dict, # what the file holds

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['buffered_schedule', 'buffered_predicts']
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #30f5c679
+# %% ../../nbs/2_networks/03_buffers.ipynb #5d2422bb
 import numpy as np
 from functools import partial
 from torch import Tensor
 from ..sampler.schedules import Schedule
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #6fd4bc93
+# %% ../../nbs/2_networks/03_buffers.ipynb #d60eba92
 def _from_abar(abar):
     "The β whose running product is ᾱ"
     before = np.concatenate([[1.], abar[:-1]])
@@ -43,7 +43,7 @@ def buffered_schedule(
         if ((betas>0) & (betas<=1)).all(): return _known(betas, name), name
     return None, None
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #ad132d6f
+# %% ../../nbs/2_networks/03_buffers.ipynb #ccaf018a
 def _known(betas, name):
     "The named schedule that these are to the precision of float32, or else these themselves"
     T, got = len(betas), Schedule(betas)
@@ -60,7 +60,7 @@ def _known(betas, name):
             return known
     return got
 
-# %% ../../nbs/2_networks/03_buffers.ipynb #b13c304a
+# %% ../../nbs/2_networks/03_buffers.ipynb #3249fa82
 def buffered_predicts(
     buffers:dict,      # name -> tensor: what lies beside the weights
     schedule:Schedule, # the trained one

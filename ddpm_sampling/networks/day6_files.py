@@ -6,7 +6,7 @@
 __all__ = ['recorded_schedule', 'read_day6']
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #c03a7e04
-import re
+import re, torch
 from pathlib import Path
 from torch import Tensor
 from ..basics.errors import CheckpointError
@@ -177,7 +177,7 @@ def _check_name(path, epoch, log):
     if m and epoch is not None and int(m[1])!=epoch:
         log.append(('clash', f'epoch: {epoch} as the file says, not {int(m[1])} as its name says'))
 
-# %% ../../nbs/2_networks/03_day6_files.ipynb #3ab30776
+# %% ../../nbs/2_networks/03_day6_files.ipynb #4314afc3
 def _network_of(chosen, sets, own):
     "The network with the chosen weights: a Day-6 U-Net, or the caller's, filled"
     if own is None:
@@ -197,6 +197,11 @@ def _fitting(sets, net):
     want = net.state_dict()
     def fits(s): return all(n in want and v.shape==want[n].shape for n,v in s.tensors.items())
     return [s for s in sets if fits(s)]
+
+def _like(own):
+    "The network whose names are looked for; one without numbers draws from nobody's generator"
+    if own is not None: return own.net if isinstance(own, Adapter) else own
+    with torch.device('meta'): return UNet()
 
 def _check_condition(tensors):
     "An error for a U-Net that sees a condition beside the image"
@@ -235,7 +240,7 @@ def read_day6(
 )->Checkpoint: # on the CPU
     "The checkpoint in a file of Day 6 or one of its relatives"
     rec, own = read_record(path), asked.net
-    like = getattr(own, 'net', own) if isinstance(own, Adapter) else own or UNet()
+    like = _like(own)
     kind, sets = _sets(rec, like, path)
     if own is not None: sets = _fitting(sets, like) or sets
     if not sets: sets = [_stranger(rec, own)]

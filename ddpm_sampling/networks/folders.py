@@ -161,7 +161,7 @@ def _unet2d(cfg):
         raise CheckpointError('diffusers cannot build the network of its config.json: '
                               f'{why}') from None
 
-# %% ../../nbs/2_networks/05_folders.ipynb #9773ffd2
+# %% ../../nbs/2_networks/05_folders.ipynb #6c2f56b1
 def _ask_label(net, x, index, y):
     "Ask a network that wants a label with every image"
     if y is None:
