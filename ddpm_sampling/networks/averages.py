@@ -68,7 +68,7 @@ def _listed(values, like):
 
 # %% ../../nbs/2_networks/03_averages.ipynb #06338730
 _averaged = {'shadow', 'average', 'averaged', 'averaging', 'avg', 'swa', 'polyak', 'smoothed'}
-_current = {'online', 'raw', 'current', 'live', 'collected', 'non', 'no', 'without', 'student'}
+_current = {'online', 'raw', 'current', 'live', 'collected', 'non', 'no', 'without'}
 
 def _words(key):
     "The words of a key, in small letters"
@@ -79,7 +79,8 @@ def _says_ema(key):
     def one(w):
         ends = w.endswith('ema') and w not in ('schema', 'cinema')
         return w in _averaged or w.startswith('ema') and not w.startswith('email') or ends
-    return any(map(one, _words(key)))
+    words = _words(key)
+    return 'exp' not in words and any(map(one, words))       # exp_avg is a moment of Adam's
 
 def _kind_of(way):
     "'ema', 'raw' or 'unsaid', by the words on the way to a set, the nearest first"
@@ -165,7 +166,8 @@ def pick_weights(
 )->WeightSet: # its kind is 'ema' or 'raw'
     "The set of weights that is asked for, with what must be said about the choice"
     if weights not in ('ema', 'raw'): return _named(sets, weights)
-    mine = [s for s in sets if s.kind==weights] or [s for s in sets if s.kind=='unsaid']
+    said, unsaid = ([s for s in sets if s.kind==k] for k in (weights, 'unsaid'))
+    mine = said or unsaid
     if not mine and weights=='raw':
         raise CheckpointError("the file holds EMA weights only: ask for weights='ema', "
                               'or take the `checkpoint_epoch_*.pt` of that epoch')
@@ -176,7 +178,7 @@ def pick_weights(
     elif best.kind=='unsaid':
         log.append(('told' if weights=='ema' else 'note',
                     'weights: taken for raw, the file does not say whether they are raw or EMA'))
-    others = [s.name for s in (mine or sets) if s is not best]
+    others = [s.name for s in (said or sets) if s is not best]
     if others:
         how = f"weights='{others[0]}' takes {'the other' if len(others)==1 else 'another'}"
         log.append(('told', f'weights: `{best.name}` taken; there is also '

@@ -33,6 +33,11 @@ def _table(v):
 def _clean_start(v):
     return v[1:] if v[0]==0 else v
 
+def _rises(betas):
+    "Does more noise come at the end than at the start? A weight called alpha seldom does so"
+    k = max(1, len(betas)//3)
+    return betas[:k].max()<betas[-k:].min() and betas[0]<.2
+
 def buffered_schedule(
     buffers:dict, # name -> tensor: what lies beside the weights
 )->tuple: # (a Schedule, the name of its buffer), or (None, None)
@@ -40,7 +45,7 @@ def buffered_schedule(
     for name, betas_of in _tables.items():
         if (v := _table(buffers.get(name))) is None: continue
         betas = _clean_start(betas_of(v))
-        if ((betas>0) & (betas<=1)).all(): return _known(betas, name), name
+        if ((betas>0) & (betas<=1)).all() and _rises(betas): return _known(betas, name), name
     return None, None
 
 # %% ../../nbs/2_networks/03_buffers.ipynb #ccaf018a

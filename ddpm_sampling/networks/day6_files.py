@@ -182,7 +182,11 @@ def _network_of(chosen, sets, own):
     "The network with the chosen weights: a Day-6 U-Net, or the caller's, filled"
     if own is None:
         _check_condition(chosen.tensors)
-        return unet_from_tensors(chosen.tensors)
+        try: return unet_from_tensors(chosen.tensors)
+        except CheckpointError as e:
+            if 'not the tensors of a Day-6 U-Net' not in str(e): raise
+            raise CheckpointError(f'{e}; another network is filled where it is given, net=…, '
+                                  'with its schedule, predicts and shape') from None
     inner = own.net if isinstance(own, Adapter) else own
     tensors = {n: v.float() if v.is_floating_point() else v for n,v in chosen.tensors.items()}
     kept = {n for n,_ in inner.named_buffers()} - set(tensors)       # an average may lack these
