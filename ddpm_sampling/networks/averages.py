@@ -176,8 +176,9 @@ def pick_weights(
         why = elsewhere or 'the file has no EMA weights, and raw ones usually sample worse'
         log.append(('clash', f'weights: RAW, not EMA as asked: {why}'))
     elif best.kind=='unsaid':
-        log.append(('told' if weights=='ema' else 'note',
-                    'weights: taken for raw, the file does not say whether they are raw or EMA'))
+        why = 'the file does not say whether they are raw or EMA'
+        if weights=='ema': log.append(('told', f'weights: taken for raw, {elsewhere or why}'))
+        else: log.append(('note', f'weights: taken for raw, {why}'))
     others = [s.name for s in (said or sets) if s is not best]
     if others:
         how = f"weights='{others[0]}' takes {'the other' if len(others)==1 else 'another'}"
