@@ -59,12 +59,11 @@ def _dotless(entries, names):
             own = {flat[f]: entries[prefix + f] for f in flat if prefix + f in entries}
             if len(own)==len(names): yield prefix, own
 
-def _listed(values, like):
-    "{name: tensor} for tensors in the order of the parameters of a network, or None"
-    wanted = list(like.named_parameters())
-    if len(values)!=len(wanted) or not all(isinstance(v, Tensor) for v in values): return None
-    if any(v.ndim!=w.ndim for v,(_,w) in zip(values, wanted)): return None
-    return {n: v for (n,_),v in zip(wanted, values)}
+def _listed(values, named):
+    "{name: tensor} for tensors in the order of others that have names, or None"
+    if len(values)!=len(named) or not all(isinstance(v, Tensor) for v in values): return None
+    if any(v.ndim!=w.ndim for v,w in zip(values, named.values())): return None
+    return dict(zip(named, values))
 
 # %% ../../nbs/2_networks/03_averages.ipynb #06338730
 _averaged = {'shadow', 'average', 'averaged', 'averaging', 'avg', 'swa', 'polyak', 'smoothed'}
@@ -116,7 +115,8 @@ def weight_sets(
     for way, here in _ways(record):
         if _hidden(way): continue
         if not isinstance(here, dict):
-            if own := _listed(here, like):
+            named = [dict(like.named_parameters()), *(s.tensors for s in found)]
+            if own := next(filter(None, (_listed(here, d) for d in named)), None):
                 found.append(WeightSet(_way(way), _kind_of(way), own, {}))
             continue
         entries = {str(k): v for k,v in here.items()}
