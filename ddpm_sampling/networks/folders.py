@@ -7,16 +7,16 @@ __all__ = ['is_pipeline', 'read_folder']
 
 # %% ../../nbs/2_networks/05_folders.ipynb #c05a7e03
 import inspect, json, re
-import numpy as np, torch
+import torch
 from pathlib import Path
 from ..basics.errors import CheckpointError
-from ..sampler.schedules import Schedule
 from .unets import _as_float32, _filled, _some
 from .checkpoints import Asked, Checkpoint
 from .checkpoints import _agreed, _number, _prediction, _record
 from .averages import WeightSet, pick_weights, _kind_of
 from .reading import read_file
 from .adapters import Adapter
+from .folder_schedulers import _folder_defaults, _folder_schedule
 
 # %% ../../nbs/2_networks/05_folders.ipynb #c05a7e06
 def is_pipeline(
@@ -27,102 +27,6 @@ def is_pipeline(
              'scheduler/scheduler_config.json',
              'diffusion_pytorch_model*')
     return path.is_dir() and any(any(path.glob(p)) for p in parts)
-
-# %% ../../nbs/2_networks/05_folders.ipynb #6a3b75c1
-def _zero_snr(sched):
-    "The same schedule, but with ᾱ_T = 0 (Lin et al. 2024, algorithm 1)"
-    a = sched.abar[1:]**.5
-    abar = ((a - a[-1])*a[0]/(a[0] - a[-1]))**2
-    return Schedule(1 - abar/np.concatenate([[1.], abar[:-1]]), f'{sched.name}, zero SNR')
-
-# %% ../../nbs/2_networks/05_folders.ipynb #481a5732
-_ends = dict(beta_start=1e-4, beta_end=.02)
-
-def _sigmoid(T, start, end):
-    "β a sigmoid over −6…6, as diffusers has it"
-    return Schedule(start + (end - start)/(1 + np.exp(-np.linspace(-6, 6, T))), 'sigmoid')
-
-def _folder_schedule(cfg):
-    "The `Schedule` of a scheduler's configuration"
-    T = _number(cfg.get('num_train_timesteps', 1000), 'T', whole=True)
-    ends = [_number(cfg.get(k, v), k) for k,v in _ends.items()]
-    make = dict(linear=lambda: Schedule.linear(T, *ends),
-        scaled_linear=lambda: Schedule.quadratic(T, *ends),
-        squaredcos_cap_v2=lambda: Schedule.cosine(T),
-        sigmoid=lambda: _sigmoid(T, *ends))
-    betas, kind = cfg.get('trained_betas'), cfg.get('beta_schedule', 'linear')
-    if betas is None and kind not in list(make):
-        raise CheckpointError(f'its configuration gives the schedule as {kind!r}, which is none of '
-                              f'{", ".join(make)}: pass the trained one, schedule=Schedule(betas)')
-    sched = make[kind]() if betas is None else Schedule(betas)
-    return _zero_snr(sched) if cfg.get('rescale_betas_zero_snr') else sched
-
-# %% ../../nbs/2_networks/05_folders.ipynb #280cbe0a
-_samplers = {'DDPM':'ddpm', 'DDPMParallel':'ddpm', 'DDIM':'ddim', 'DDIMParallel':'ddim'}
-_equals = dict(DPMSolverMultistep='dpmpp', UniPCMultistep='unipc', HeunDiscrete='heun',
-               EulerDiscrete='ddim', EulerAncestralDiscrete='ddim', PNDM='ipndm')
-_family = {'num_train_timesteps', 'beta_schedule', 'beta_start', 'trained_betas'}
-_strangers = 'IPNDM', 'EDM', 'Flow', 'ScoreSde', 'Karras', 'Consistency', 'UnCLIP', 'VQDiffusion'
-
-def _folder_defaults(cfg, T, log):
-    "How a folder wants to be sampled, as settings of a `Recipe`"
-    kind, sampler = _folder_kind(cfg), _samplers.get(_folder_kind(cfg))
-    if cfg.get('thresholding'):
-        raise CheckpointError('its scheduler thresholds x̂₀ by a quantile of its pixels, '
-                              'which changes the prediction: set "thresholding": false '
-                              'in scheduler_config.json, and images are clipped instead')
-    if sampler is None: return _solver_defaults(kind, cfg, log)
-    steps = T if sampler=='ddpm' else min(50, T)
-    how = dict(sampler=sampler, steps=steps)
-    if sampler=='ddpm': how |= _folder_variance(cfg, log)
-    return how | dict(clip=_folder_clip(cfg)) | _folder_spacing(cfg, sampler, log)
-
-def _solver_defaults(kind, cfg, log):
-    "The same for a solver: ours where we have it"
-    how = dict(clip=False) | _folder_spacing(cfg, None, log)      # their solvers do not clip
-    plain = cfg.get('algorithm_type', 'dpmsolver++') in ('dpmsolver++', 'dpmsolver')
-    ours = _equals.get(kind) if plain and cfg.get('solver_order', 2)==2 else None
-    if cfg.get('use_karras_sigmas') and ours: how['spacing'] = 'karras'
-    if kind=='EulerAncestralDiscrete': how['eta'] = 1.
-    if ours: return dict(sampler=ours) | how
-    log.append(('note', f'sampler: {kind}Scheduler has no equal here; '
-                        'of its settings the spacing is kept'))
-    return how
-
-def _folder_kind(cfg):
-    "The name of a scheduler of this family, without its last word"
-    kind = str(cfg.get('_class_name', 'DDPMScheduler'))
-    stranger = any(w in kind for w in _strangers) or 'Flax' in kind
-    if not stranger and (_family & set(cfg)): return kind.removesuffix('Scheduler')
-    raise CheckpointError(f'its scheduler is a {kind}, which is of another family; read here are '
-                          'those whose file holds the betas of a DDPM, such as DDPMScheduler, '
-                          'DDIMScheduler and DPMSolverMultistepScheduler')
-
-# %% ../../nbs/2_networks/05_folders.ipynb #291c4eea
-_variances = dict(fixed_small='posterior', fixed_large='beta', learned_range='learned')
-
-def _folder_variance(cfg, log):
-    kind = cfg.get('variance_type', 'fixed_small')
-    if known := _variances.get(str(kind).removesuffix('_log')): return dict(variance=known)
-    log.append(('told', f'variance: {kind!r} is not known here, the default is taken'))
-    return {}
-
-def _folder_clip(cfg):
-    clips = cfg.get('clip_sample', True)
-    return _number(cfg.get('clip_sample_range', 1.), 'clip_sample_range') if clips else False
-
-def _folder_spacing(cfg, sampler, log):
-    "The spacing, and a word on what shifts its ends"
-    spacing = cfg.get('timestep_spacing', 'leading' if sampler else 'linspace')
-    if (offset := cfg.get('steps_offset', 0)) and spacing=='leading':
-        log.append(('told', f'steps_offset: their levels lie {offset} higher than those '
-                            'of our leading spacing; pass them as a list to have the same'))
-    if sampler=='ddim' and not cfg.get('set_alpha_to_one', True):
-        ends = 'their last step ends at level 1, ours at the clean image'
-        log.append(('told', f'set_alpha_to_one: {ends}'))
-    if spacing in ('linspace', 'leading', 'trailing'): return dict(spacing=spacing)
-    log.append(('told', f'spacing: {spacing!r} is not known here, the default is taken'))
-    return {}
 
 # %% ../../nbs/2_networks/05_folders.ipynb #4d7cc99b
 def _diffusers():
