@@ -6,48 +6,53 @@
 __all__ = ['recorded_schedule', 'read_day6']
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #c03a7e04
-import re
+import re, torch
 from pathlib import Path
 from torch import Tensor
 from ..basics.errors import CheckpointError
 from ..sampler.schedules import Schedule
-from .unets import unet_from_tensors, _some
-from .checkpoints import Asked, Checkpoint, _choose, _get, _meant
+from .unets import UNet, unet_from_tensors, _filled, _some
+from .checkpoints import Asked, Checkpoint, _get, _meant
 from .checkpoints import _number, _prediction, _record, _settle
-from .reading import read_pickle
+from .adapters import Adapter
+from .averages import WeightSet, averages_elsewhere, by_file
+from .averages import pick_weights, weight_sets, _hidden, _ways
+from .buffers import buffered_predicts, buffered_schedule
+from .reading import read_record
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #1a2a6f69
-_raw_keys = 'model_state_dict', 'model', 'state_dict'
-_ema_keys = 'ema_state_dict', 'model_ema', 'state_dict_ema'
+def _sets(rec, like, path):
+    "(kind of file in words, each WeightSet in it), by what they are, not by what they are called"
+    found = weight_sets(rec, like)
+    keys = [str(k) for k in rec] if isinstance(rec, dict) else []
+    trains = any(k.startswith(('optim', 'sched', 'loss')) or k=='opt' for k in keys)
+    unsaid = all(s.kind=='unsaid' for s in found)
+    own = 'metadata' in keys and any(s.name.startswith('model_state_dict') for s in found)
+    if unsaid and trains: found = [s._replace(kind='raw') for s in found]
+    elif unsaid and own: found = [s._replace(kind='ema') for s in found]
+    else: own, found = False, by_file(found, path)
+    return _in_words(found, trains, own), found
 
-def _weight_sets(
-    rec, # what the file holds
-): # (kind of file in words, {'raw' | 'ema' | 'unsaid': tensors})
-    "The sets of weights in a file, by what they are rather than by what they are called"
-    if not isinstance(rec, dict):
-        raise CheckpointError(f'it holds a {type(rec).__name__}, not a dictionary with weights')
-    tensors = lambda d: isinstance(d, dict) and any(isinstance(v, Tensor) for v in d.values())
-    first = lambda keys: next((k for k in keys if tensors(rec.get(k))), None)
-    raw, ema = first(_raw_keys), first(_ema_keys)
-    trains = any(str(k).startswith(('optim', 'sched', 'loss')) for k in rec)
-    if raw and ema:
-        kind = f'training checkpoint, raw and EMA weights ({raw}, {ema})'
-        return kind, dict(raw=rec[raw], ema=rec[ema])
-    if ema: return f'EMA weights only ({ema})', dict(ema=rec[ema])
-    if raw and trains: return f'training checkpoint, raw weights only ({raw})', dict(raw=rec[raw])
-    if raw=='model_state_dict' and 'metadata' in rec: return f'EMA file ({raw})', dict(ema=rec[raw])
-    if raw: return f'one set of weights ({raw})', dict(unsaid=rec[raw])
-    if tensors(rec): return 'bare state dict', dict(unsaid=rec)
-    found = _some([f'`{k}`' for k in rec], 6) or 'nothing'
-    raise CheckpointError(f'no weights in it: it holds {found}; expected `model_state_dict`, '
-                          '`model`, `state_dict` or the tensors themselves')
+def _in_words(found, trains, own):
+    "What kind of file it is"
+    names = {kind: next((s.name for s in found if s.kind==kind), None) for kind in ('raw', 'ema')}
+    raw, ema = names.values()
+    if raw and ema: return f'training checkpoint, raw and EMA weights ({raw}, {ema})'
+    if ema is not None and own: return f'EMA file ({ema})'
+    if ema is not None: return 'EMA weights only' + (f' ({ema})' if ema else '')
+    if raw and trains: return f'training checkpoint, raw weights only ({raw})'
+    name = found[0].name if found else ''
+    return f'one set of weights ({name})' if name else 'bare state dict'
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #2dac7030
+_configs = 'config', 'cfg', 'args', 'hparams', 'hyper_parameters'
+
 def _config(rec):
     "The training configuration in a file, as far as there is one"
+    if not isinstance(rec, dict): return {}
     meta, sizes = rec.get('metadata'), rec.get('model_config')
-    found = (meta.get('config') if isinstance(meta, dict) else None) or rec.get('config')
-    cfg = dict(found) if isinstance(found, dict) else {}
+    found = [meta.get('config') if isinstance(meta, dict) else None, *map(rec.get, _configs)]
+    cfg = dict(next((c for c in found if isinstance(c, dict) and c), {}))
     if 'model' not in cfg and isinstance(sizes, dict): cfg['model'] = sizes
     return cfg
 
@@ -56,19 +61,34 @@ def recorded_schedule(
     cfg:dict, # the training configuration
 )->Schedule: # or None
     "The `Schedule` that a configuration records, or None"
-    get = lambda *names: _get(cfg, *(f'{s}.{n}' for s in ('schedules', 'diffusion') for n in names))
+    get = lambda *names: _get(cfg, *(f'{s}.{n}' for s in _sections for n in names))
     num = lambda name, default: _number(default if (v := get(name)) is None else v, name)
     if (betas := get('betas')) is not None: return Schedule(betas)
-    kind, T = get('schedule_type', 'schedule'), _T(cfg)
-    if kind is None: return None
+    kind, T = get('schedule_type', 'beta_schedule', 'schedule'), _T(cfg)
+    if kind is None: return _from_arguments(cfg, T)
     if kind=='cosine': return Schedule.cosine(T, s=num('cosine_s', 0.008))
-    if kind in ('linear', 'quadratic'):
-        return getattr(Schedule, kind)(T, num('beta_start', 1e-4), num('beta_end', 0.02))
+    if kind in _by_ends and (make := getattr(Schedule, kind, None)):
+        return make(T, num('beta_start', 1e-4), num('beta_end', 0.02))
     raise CheckpointError(f'its configuration gives the schedule as {kind!r}, which is none of '
                           'linear, cosine, quadratic: '
                           'pass the trained one, schedule=Schedule(betas)')
 
-_T_paths = 'schedules.num_timesteps', 'schedules.T', 'diffusion.T'
+_sections = 'schedules', 'diffusion', 'noise_scheduler'
+_by_ends = 'linear', 'quadratic', 'scaled_linear', 'sigmoid'
+
+def _from_arguments(cfg, T):
+    "The `Schedule` that the arguments of a command line speak of, or None"
+    if (kind := _get(cfg, 'noise_schedule'))=='linear':
+        return Schedule.linear(T, 1e-4*1000/T, min(.02*1000/T, 1.))
+    kind = kind or _get(cfg, 'beta_schedule', 'schedule_type')
+    ends = [_get(cfg, 'beta_start') or 1e-4, _get(cfg, 'beta_end') or .02]
+    if kind=='cosine': return Schedule.cosine(T)
+    if kind in _by_ends and (make := getattr(Schedule, kind, None)):
+        return make(T, *(_number(v, 'beta') for v in ends))
+
+_levels = 'num_timesteps', 'T', 'num_diffusion_timesteps', 'num_train_timesteps', 'timesteps'
+_T_paths = [f'{s}.{n}' for s in _sections for n in _levels]
+_T_paths += ['diffusion_steps', 'noise_steps', 'n_T', *_levels]
 
 def _T(cfg):
     "How many levels the network was trained with"
@@ -79,11 +99,15 @@ def _T(cfg):
 def _recorded_predicts(cfg):
     "What a configuration says that the network predicts, or None"
     paths = 'loss.parameterization', 'diffusion.parameterization', 'predicts'
-    return _prediction(_get(cfg, *paths))
+    if (said := _get(cfg, *paths)) is not None: return _prediction(said)
+    if _get(cfg, 'predict_xstart') is True: return 'x0'
+    flat = _get(cfg, 'prediction_type', 'objective', 'parameterization', 'diffusion.objective')
+    try: return _prediction(str(flat).removeprefix('pred_')) if flat else None
+    except CheckpointError: return None
 
 def _recorded_sides(cfg):
     "The image's height and width that a configuration records, or None"
-    size = _get(cfg, 'dataset.image_size', 'data.image_size')
+    size = _get(cfg, 'dataset.image_size', 'data.image_size', 'image_size')
     if size is None: return None
     both = size if isinstance(size, (list, tuple)) and len(size)==2 else (size, size)
     h,w = [_number(s, 'image_size', whole=True) for s in both]
@@ -93,22 +117,36 @@ def _recorded_sides(cfg):
     return h,w
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #c82152fc
-def _settle_all(cfg, net, asked, log):
+def _known_schedule(cfg, buffers, asked, log):
+    "The `Schedule` that lies among the weights, or that the configuration records, or None"
+    said = _record(recorded_schedule, cfg, asked, log)
+    table, name = buffered_schedule(buffers)
+    if table is None: return said
+    if said and (said.T!=table.T or abs(said.abar - table.abar).max()>1e-4):
+        log.append(('clash', f'schedule: {table} as the buffer `{name}` has it, '
+                             f'not {said} as the configuration says'))
+    log.append(('note', f'schedule: read from the buffer `{name}`'))
+    return table
+
+def _settle_all(cfg, c_in, asked, log, buffers={}):
     "Schedule, prediction and shape of a checkpoint"
-    known = _record(recorded_schedule, cfg, asked.schedule, log)
-    if known and (T := _T(cfg))!=known.T and _get(cfg, *_T_paths):
+    known = _known_schedule(cfg, buffers, asked.schedule, log)
+    counted = _get(cfg, *_T_paths)
+    if known and counted and (T := _T(cfg))!=known.T:
         log.append(('clash', f'T: {known.T} as the betas count, not {T} as the configuration says'))
     want = _meant(asked.schedule, known, lambda: _T(cfg))
     default = known or want or Schedule.linear(_T(cfg))
     schedule = _settle('schedule', known, want, default, log)
     known = _record(_recorded_predicts, cfg, asked.predicts, log)
+    known = known or buffered_predicts(buffers, schedule)
     predicts = _settle('predicts', known, asked.predicts, 'eps', log)
+    if c_in is None: return schedule, predicts, asked.shape
     shape, sides = asked.shape, _record(_recorded_sides, cfg, asked.shape, log)
-    if shape and shape[0]!=net.c_in:
-        said = f'{net.c_in} as the tensors have it, not {shape[0]} as asked'
+    if shape and shape[0]!=c_in:
+        said = f'{c_in} as the tensors have it, not {shape[0]} as asked'
         log.append(('clash', f'channels: {said}'))
     sides = _settle('image sides', sides, shape and shape[1:], (32,32), log)
-    return schedule, predicts, (net.c_in, *sides)
+    return schedule, predicts, (c_in, *sides)
 
 # %% ../../nbs/2_networks/03_day6_files.ipynb #10ab7bb6
 def _check_sizes(cfg, net, log):
@@ -139,23 +177,88 @@ def _check_name(path, epoch, log):
     if m and epoch is not None and int(m[1])!=epoch:
         log.append(('clash', f'epoch: {epoch} as the file says, not {int(m[1])} as its name says'))
 
+# %% ../../nbs/2_networks/03_day6_files.ipynb #4314afc3
+def _network_of(chosen, sets, own):
+    "The network with the chosen weights: a Day-6 U-Net, or the caller's, filled"
+    if own is None:
+        _check_condition(chosen.tensors)
+        try: return unet_from_tensors(chosen.tensors)
+        except CheckpointError as e:
+            if 'not the tensors of a Day-6 U-Net' not in str(e): raise
+            raise CheckpointError(f'{e}; another network is filled where it is given, net=…, '
+                                  'with its schedule, predicts and shape') from None
+    inner = own.net if isinstance(own, Adapter) else own
+    tensors = {n: v.float() if v.is_floating_point() else v for n,v in chosen.tensors.items()}
+    kept = {n for n,_ in inner.named_buffers()} - set(tensors)       # an average may lack these
+    for s in sets: tensors |= {n: s.tensors[n] for n in kept & set(s.tensors)}
+    kept -= set(tensors)
+    tensors |= {n: v for n,v in inner.state_dict().items() if n in kept}
+    _filled(inner, tensors)
+    return own.eval()
+
+def _fitting(sets, net):
+    "Those sets whose tensors have the shapes of a network's"
+    want = net.state_dict()
+    def fits(s): return all(n in want and v.shape==want[n].shape for n,v in s.tensors.items())
+    return [s for s in sets if fits(s)]
+
+def _like(own):
+    "The network whose names are looked for; one without numbers draws from nobody's generator"
+    if own is not None: return own.net if isinstance(own, Adapter) else own
+    with torch.device('meta'): return UNet()
+
+def _check_condition(tensors):
+    "An error for a U-Net that sees a condition beside the image"
+    ends = [tensors.get(f'{n}_conv.weight') for n in ('input', 'output')]
+    if not all(isinstance(v, Tensor) and v.ndim==4 for v in ends): return
+    i, o = ends[0].shape[1], ends[1].shape[0]
+    if i<=o: return
+    c, dim = ends[0].shape[0], len(tensors.get('time_embed.mlp.3.weight', ()))
+    raise CheckpointError(
+        f'the network takes {i} channels and answers {o}: it wants a condition as {i-o} more '
+        f'channels beside the image. Say what it is: net=Adapter(UNet({i}, {o}, {c}, {dim}), '
+        f'lambda net, x, i: net(torch.cat([x, condition], 1), i)), shape=({o}, h, w)')
+
+def _stranger(rec, own):
+    "What else looks like weights, or an error that says what the file holds instead"
+    here = rec if isinstance(rec, dict) else {}
+    for way, entries in _ways(here):
+        if isinstance(entries, dict) and any(isinstance(v, Tensor) for v in entries.values()):
+            if not _hidden(way): return WeightSet('.'.join(way), 'unsaid', entries, {})
+    if not isinstance(rec, dict):
+        raise CheckpointError(f'it holds a {type(rec).__name__}, not a dictionary with weights')
+    found = _some([f'`{k}`' for k in rec], 6) or 'nothing'
+    raise CheckpointError(f'no weights in it: it holds {found}; expected `model_state_dict`, '
+                          '`model`, `state_dict` or the tensors themselves')
+
+def _tables_in(rec):
+    "Vectors by their names, wherever they lie, but for those of an optimizer"
+    return {str(k).split('.')[-1]: v for way, here in _ways(rec) if isinstance(here, dict)
+            and not _hidden(way) for k,v in here.items() if isinstance(v, Tensor) and v.ndim==1}
+
 # %% ../../nbs/2_networks/03_day6_files.ipynb #2304c533
 def read_day6(
-    path:Path,   # of the file
+    path:Path,   # of the file, or of a folder of accelerate
     asked:Asked, # what is wanted of it, or known about it
     log:list,    # of (level, line), to which is added what there is to say
 )->Checkpoint: # on the CPU
     "The checkpoint in a file of Day 6 or one of its relatives"
-    rec = read_pickle(path)
-    if asked.net is not None:
-        raise CheckpointError('net= is for files of `save_checkpoint`; here load the weights '
-                              'yourself, and make a Checkpoint(net=…, schedule=…)')
-    kind, sets = _weight_sets(rec)
-    tensors, weights = _choose(sets, asked.weights, log)
-    net, cfg, epoch = unet_from_tensors(tensors), _config(rec), _count(rec, 'epoch', log)
-    _check_sizes(cfg, net, log)
+    rec, own = read_record(path), asked.net
+    like = _like(own)
+    kind, sets = _sets(rec, like, path)
+    if own is not None: sets = _fitting(sets, like) or sets
+    if not sets: sets = [_stranger(rec, own)]
+    chosen = pick_weights(sets, asked.weights, log, averages_elsewhere(sets, rec, path))
+    net, book = _network_of(chosen, sets, own), rec if isinstance(rec, dict) else {}
+    cfg, epoch = _config(book), _count(book, 'epoch', log)
+    if isinstance(net, UNet): _check_sizes(cfg, net, log)
     _check_name(path, epoch, log)
-    schedule, predicts, shape = _settle_all(cfg, net, asked, log)
-    step, notes = _count(rec, 'step', log), tuple(line for _,line in log)
-    return Checkpoint(net, schedule, predicts, shape, epoch, step, weights, path, notes=notes,
-        config=cfg or None, kind=kind)
+    c_in = net.c_in if isinstance(net, UNet) else None
+    buffers = _tables_in(rec) | chosen.beside
+    schedule, predicts, shape = _settle_all(cfg, c_in, asked, log, buffers)
+    if shape is None:
+        raise CheckpointError('the shape of its images is not known: pass shape=(c,h,w)')
+    step, notes = _count(book, 'step', log), tuple(line for _,line in log)
+    classes = getattr(net, 'classes', None)
+    return Checkpoint(net, schedule, predicts, shape, epoch, step, chosen.kind, path, notes=notes,
+        config=cfg or None, kind=kind, classes=classes, null_label=classes)

@@ -6,103 +6,27 @@
 __all__ = ['is_pipeline', 'read_folder']
 
 # %% ../../nbs/2_networks/05_folders.ipynb #c05a7e03
-import json, re
-import numpy as np, torch
+import inspect, json, re
+import torch
 from pathlib import Path
 from ..basics.errors import CheckpointError
-from ..sampler.schedules import Schedule
 from .unets import _as_float32, _filled, _some
 from .checkpoints import Asked, Checkpoint
 from .checkpoints import _agreed, _number, _prediction, _record
-from .reading import read_pickle, read_tensors
+from .averages import WeightSet, pick_weights, _kind_of
+from .reading import read_file
 from .adapters import Adapter
+from .folder_schedulers import _folder_defaults, _folder_schedule
 
 # %% ../../nbs/2_networks/05_folders.ipynb #c05a7e06
 def is_pipeline(
     path:Path, # of anything
 )->bool: # is it worth reading as a folder of diffusers?
     "Whether a folder has the parts of a diffusers pipeline"
-    parts = ('model_index.json', 'unet/config.json', 'scheduler/scheduler_config.json',
+    parts = ('model_index.json', 'unet/config.json', 'unet_ema/config.json',
+             'scheduler/scheduler_config.json',
              'diffusion_pytorch_model*')
     return path.is_dir() and any(any(path.glob(p)) for p in parts)
-
-# %% ../../nbs/2_networks/05_folders.ipynb #6a3b75c1
-def _zero_snr(sched):
-    "The same schedule, but with ᾱ_T = 0 (Lin et al. 2024, algorithm 1)"
-    a = sched.abar[1:]**.5
-    abar = ((a - a[-1])*a[0]/(a[0] - a[-1]))**2
-    return Schedule(1 - abar/np.concatenate([[1.], abar[:-1]]), f'{sched.name}, zero SNR')
-
-# %% ../../nbs/2_networks/05_folders.ipynb #481a5732
-_ends = dict(beta_start=1e-4, beta_end=.02)
-
-def _folder_schedule(cfg):
-    "The `Schedule` of a scheduler's configuration"
-    T = _number(cfg.get('num_train_timesteps', 1000), 'T', whole=True)
-    ends = [_number(cfg.get(k, v), k) for k,v in _ends.items()]
-    make = dict(linear=lambda: Schedule.linear(T, *ends),
-        scaled_linear=lambda: Schedule.quadratic(T, *ends),
-        squaredcos_cap_v2=lambda: Schedule.cosine(T))
-    betas, kind = cfg.get('trained_betas'), cfg.get('beta_schedule', 'linear')
-    if betas is None and kind not in list(make):
-        raise CheckpointError(f'its configuration gives the schedule as {kind!r}, which is none of '
-                              f'{", ".join(make)}: pass the trained one, schedule=Schedule(betas)')
-    sched = make[kind]() if betas is None else Schedule(betas)
-    return _zero_snr(sched) if cfg.get('rescale_betas_zero_snr') else sched
-
-# %% ../../nbs/2_networks/05_folders.ipynb #280cbe0a
-_samplers = {'DDPMScheduler':'ddpm', 'DDPMParallelScheduler':'ddpm',
-             'DDIMScheduler':'ddim', 'DDIMParallelScheduler':'ddim'}
-_solvers = ('PNDM', 'DPMSolverMultistep', 'DPMSolverSinglestep', 'DEISMultistep', 'UniPCMultistep',
-            'EulerDiscrete', 'EulerAncestralDiscrete')
-
-def _folder_defaults(cfg, T, log):
-    "How a folder wants to be sampled, as settings of a `Recipe`"
-    kind, sampler = cfg.get('_class_name'), _folder_sampler(cfg)
-    if cfg.get('thresholding'):
-        raise CheckpointError('its scheduler thresholds x̂₀ by a quantile of its pixels, '
-                              'which changes the prediction: set "thresholding": false '
-                              'in scheduler_config.json, and images are clipped instead')
-    if sampler is None:
-        what = f'{kind} has no equal here; of its settings the spacing is kept'
-        log.append(('note', f'sampler: {what}'))
-    steps = T if sampler=='ddpm' else min(50, T)
-    how = dict(sampler=sampler, steps=steps) if sampler else {}
-    if sampler=='ddpm': how |= _folder_variance(cfg, log)
-    return how | dict(clip=_folder_clip(cfg, sampler)) | _folder_spacing(cfg, sampler, log)
-
-def _folder_sampler(cfg):
-    "'ddpm', 'ddim', or None for a solver"
-    ours = {f'{s}Scheduler': None for s in _solvers} | _samplers
-    if (kind := cfg.get('_class_name')) in list(ours): return ours[kind]
-    raise CheckpointError(f'its scheduler is a {kind}; read here are DDPMScheduler, DDIMScheduler, '
-                          f'and solvers for the same networks, such as {_solvers[1]}Scheduler')
-
-# %% ../../nbs/2_networks/05_folders.ipynb #291c4eea
-_variances = dict(fixed_small='posterior', fixed_large='beta', learned_range='learned')
-
-def _folder_variance(cfg, log):
-    kind = cfg.get('variance_type', 'fixed_small')
-    if known := _variances.get(str(kind).removesuffix('_log')): return dict(variance=known)
-    log.append(('told', f'variance: {kind!r} is not known here, the default is taken'))
-    return {}
-
-def _folder_clip(cfg, sampler):
-    clips = sampler and cfg.get('clip_sample', True)     # their solvers do not clip
-    return _number(cfg.get('clip_sample_range', 1.), 'clip_sample_range') if clips else False
-
-def _folder_spacing(cfg, sampler, log):
-    "The spacing, and a word on what shifts its ends"
-    spacing = cfg.get('timestep_spacing', 'leading' if sampler else 'linspace')
-    if (offset := cfg.get('steps_offset', 0)) and spacing=='leading':
-        log.append(('told', f'steps_offset: their levels lie {offset} higher than those '
-                            'of our leading spacing; pass them as a list to have the same'))
-    if sampler=='ddim' and not cfg.get('set_alpha_to_one', True):
-        ends = 'their last step ends at level 1, ours at the clean image'
-        log.append(('told', f'set_alpha_to_one: {ends}'))
-    if spacing in ('linspace', 'leading', 'trailing'): return dict(spacing=spacing)
-    log.append(('told', f'spacing: {spacing!r} is not known here, the default is taken'))
-    return {}
 
 # %% ../../nbs/2_networks/05_folders.ipynb #4d7cc99b
 def _diffusers():
@@ -124,36 +48,92 @@ def _unet2d(cfg):
         raise CheckpointError(f'its network is a {kind}, and only UNet2DModel is built here: '
                               'load it with diffusers, and make a '
                               'Checkpoint(net=Adapter(net, ask), schedule=…)')
-    if cfg.get('class_embed_type') or cfg.get('num_class_embeds'):
-        line = 'Adapter(net, lambda net, x, i: net(x, i, labels))'
-        raise CheckpointError('its network wants a label with every image: load it with diffusers, '
-                              f'and make a Checkpoint(net={line}, schedule=…)')
+    if (embeds := cfg.get('class_embed_type')) and not cfg.get('num_class_embeds'):
+        line = 'Adapter(net, lambda net, x, i, y: net(x, i, class_labels=…))'
+        raise CheckpointError(f'its network takes a class as {embeds!r}, and how many there are is '
+                              f'not recorded: load it with diffusers, and make a '
+                              f'Checkpoint(net={line}, schedule=…, classes=…)')
     if cfg.get('time_embedding_type')=='fourier':
         raise CheckpointError('its network takes continuous noise levels (fourier), not T of them')
-    make = _diffusers().UNet2DModel.from_config
+    kind = _diffusers().UNet2DModel
+    known = set(inspect.signature(kind.__init__).parameters)
     try:
-        with torch.device('meta'): return make({k: v for k,v in cfg.items() if k[0]!='_'})
+        with torch.device('meta'):
+            return kind.from_config({k: v for k,v in cfg.items() if k in known})
     except Exception as e:
         why = str(e).splitlines()[0]
         raise CheckpointError('diffusers cannot build the network of its config.json: '
                               f'{why}') from None
 
+# %% ../../nbs/2_networks/05_folders.ipynb #6c2f56b1
+def _ask_label(net, x, index, y):
+    "Ask a network that wants a label with every image"
+    if y is None:
+        raise CheckpointError('the network wants a label with every image, and has none for '
+                              f'no label: pass labels=, from 0 to {net.config.num_class_embeds-1}')
+    return net(x, index, class_labels=y)
+
+def _ask_condition(net, x, index):
+    "Say what a network lacks that sees a condition beside the image"
+    raise CheckpointError(_condition_line(net.config.in_channels, net.config.out_channels))
+
+def _condition_line(i, o):
+    "What to do about a network with i channels in and o out"
+    return (f'the network takes {i} channels and answers {o}: it wants a condition as {i-o} more '
+            'beside the image; say what it is, with replace(ck, net=Adapter(ck.net.net, '
+            'lambda net, x, i: net(torch.cat([x, condition], 1), i)))')
+
+def _adapted(net):
+    "A `UNet2DModel`, asked as it wants"
+    i, o, classes = (net.config[k] for k in ('in_channels', 'out_channels', 'num_class_embeds'))
+    ask = _ask_label if classes else _ask_condition if i>o else None
+    net = Adapter(net, ask)
+    net.c_out = o
+    return net
+
 # %% ../../nbs/2_networks/05_folders.ipynb #b7060f16
-def _folder_tensors(folder):
-    "The weights in a folder, float32, under today's names"
+_files = r'diffusion_pytorch_model(\.\w+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?'
+
+def _variants(folder):
+    "{variant: file} of the weights in a folder, the one to be read of each; '' for the plain ones"
+    found = {}
+    for p in sorted(folder.iterdir(), key=lambda p: ('.bin' in p.name, p.name)):
+        if (m := re.fullmatch(_files, p.name)) and '-of-' not in p.name:
+            found.setdefault((m[1] or m[4] or '').strip('.'), p)
+    return found
+
+def _folder_sets(path, unet):
+    "Each set of weights in a pipeline, its tensors not yet read but a file"
+    folders = [f for f in (unet, path/'unet_ema') if f.is_dir()]
+    sets = []
+    for folder in dict.fromkeys(folders):
+        found, average = _variants(folder), _kind_of((folder.name,))=='ema'
+        for variant, file in found.items():
+            if variant=='fp16' and '' in found: continue
+            kind = 'ema' if average else _variant_kind(variant, found)
+            name = folder.name + (f'.{variant}' if variant else '')
+            sets.append(WeightSet(name, kind, file, {}))
+    averaged = any(s.kind=='ema' for s in sets)
+    if sets: return [s._replace(kind='raw') if averaged and s.kind=='unsaid' else s for s in sets]
     names = [f'diffusion_pytorch_model.{s}' for s in ('safetensors', 'bin')]
-    found = next((folder/n for n in names if (folder/n).is_file()), None)
-    if found is None:
-        there = _some(sorted(p.name for p in folder.iterdir()))
-        raise CheckpointError(f'no weights: looked for {" and ".join(names)} '
-                              f'beside its config.json; there is {there}')
-    safe = found.suffix=='.safetensors'
-    try: tensors = read_tensors(found.read_bytes()) if safe else read_pickle(found)
-    except CheckpointError as e: raise CheckpointError(f'{found.name}: {e}') from None
+    there = _some(sorted(p.name for p in unet.iterdir()))
+    raise CheckpointError(f'no weights: looked for {" and ".join(names)} '
+                          f'beside its config.json; there is {there}')
+
+def _variant_kind(variant, found):
+    if variant=='non_ema': return 'raw'
+    if variant=='ema' or variant=='' and 'non_ema' in found: return 'ema'
+    return 'unsaid'
+
+def _folder_tensors(file):
+    "The weights in a file of a folder, float32, under today's names"
+    try: tensors = read_file(file)
+    except CheckpointError as e: raise CheckpointError(f'{file.name}: {e}') from None
     return _as_float32({_today(str(n)): v for n,v in tensors.items()})
 
 def _today(name):
     "What a tensor is called now"
+    name = re.sub(r'^(module\.|_orig_mod\.)+', '', name)
     new = dict(query='to_q', key='to_k', value='to_v', proj_attn='to_out.0')
     old = r'(?<=attentions\.)(\d+)\.(query|key|value|proj_attn)\.'
     return re.sub(old, lambda m: f'{m[1]}.{new[m[2]]}.', name)
@@ -171,7 +151,8 @@ def _json(path):
 
 def _folder_shape(cfg):
     "(c,h,w) of a `UNet2DModel`, or None where its configuration gives no size"
-    size, c = cfg.get('sample_size'), _number(cfg.get('in_channels', 3), 'in_channels', whole=True)
+    size, i = cfg.get('sample_size'), _number(cfg.get('in_channels', 3), 'in_channels', whole=True)
+    c = min(i, _number(cfg.get('out_channels', 3), 'out_channels', whole=True))
     if size is None: return None
     h, w = size if isinstance(size, list) and len(size)==2 else (size, size)
     return c, _number(h, 'sample_size', whole=True), _number(w, 'sample_size', whole=True)
@@ -180,7 +161,9 @@ def _folder_shape(cfg):
 def _folder_scheduler(path, schedule):
     "The scheduler's configuration; None where there is none and the schedule is given"
     name = 'scheduler_config.json'
-    for file in path/'scheduler'/name, path/name:      # the second in folders of 2022
+    places = [path/'scheduler'/name, path/name]        # the second in folders of 2022
+    if path.name.startswith('checkpoint'): places.append(path.parent/'scheduler'/name)
+    for file in places:                                # the third of the run it belongs to
         if file.exists(): return _json(file)
     if schedule is None:
         raise CheckpointError(f'no scheduler/{name} in it: give the folder that holds unet/ and '
@@ -208,7 +191,7 @@ def read_folder(
     if asked.net is not None:
         raise CheckpointError('net= is for files of `save_checkpoint`; '
                               'this folder describes its network')
-    unet = path/'unet' if (path/'unet').is_dir() else path
+    unet = next((f for f in (path/'unet', path/'unet_ema') if f.is_dir()), path)
     cfg, s = _json(unet/'config.json'), _folder_scheduler(path, asked.schedule)
     known = dict(schedule=None, predicts=None, shape=_folder_shape(cfg))
     if s:
@@ -216,11 +199,21 @@ def read_folder(
         known['predicts'] = _record(_folder_predicts, s, asked.predicts, log)
     schedule, predicts, shape = _agreed(known, asked, log)
     how = _folder_defaults(s, schedule.T, log) if s else None
-    net = Adapter(_filled(_unet2d(cfg), _folder_tensors(unet)))
-    net.c_out = net.net.config.out_channels
+    chosen = _chosen(_folder_sets(path, unet), asked.weights, log)
+    net = _adapted(_unet2d(cfg))
+    _filled(net.net, _folder_tensors(chosen.tensors))
+    if net.ask is _ask_condition:
+        log.append(('told', _condition_line(cfg['in_channels'], cfg['out_channels'])))
     if more := _more_parts(path):
         log.append(('told', f'the pipeline has more parts, which are not used here: {_some(more)}'))
-    log.append(('note', 'weights: the folder does not say whether they are raw or EMA'))
-    return Checkpoint(net.eval(), schedule, predicts, shape, weights='raw', path=path,
+    return Checkpoint(net.eval(), schedule, predicts, shape, weights=chosen.kind, path=path,
+        classes=net.net.config.num_class_embeds,
         config=dict(unet=cfg, scheduler=s), notes=tuple(line for _,line in log),
         kind='folder of diffusers', defaults=how)
+
+def _chosen(sets, weights, log):
+    "The set that is asked for; that a single one does not say what it is, is only noted"
+    if len(sets)==1 and sets[0].kind=='unsaid' and weights in ('ema', 'raw'):
+        log.append(('note', 'weights: the folder does not say whether they are raw or EMA'))
+        return sets[0]._replace(kind='raw')
+    return pick_weights(sets, weights, log)

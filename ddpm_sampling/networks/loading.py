@@ -19,7 +19,8 @@ from .checkpoints import Asked, Checkpoint, CheckpointWarning, pick_device
 from .checkpoints import _check_predicts, _checked_shape
 from .day6_files import read_day6
 from .folders import is_pipeline, read_folder
-from .safe_files import is_safetensors, read_safe
+from .reading import is_state_folder
+from .safe_files import has_record, read_safe
 
 # %% ../../nbs/2_networks/07_loading.ipynb #b151136e
 def bundled_checkpoints(
@@ -47,8 +48,9 @@ class Layout(NamedTuple):
 
 LOADERS = [
     Layout('folder of diffusers', is_pipeline, read_folder),
-    Layout('file of save_checkpoint', is_safetensors, read_safe),
-    Layout('file of Day 6', lambda path: True, read_day6, eighths=True)]
+    Layout('file of save_checkpoint', has_record, read_safe),
+    Layout('folder of accelerate', is_state_folder, read_day6, eighths=True),
+    Layout('file of Day 6 or of another trainer', lambda path: True, read_day6, eighths=True)]
 
 def _layout(path):
     "The first that fits"
@@ -57,7 +59,7 @@ def _layout(path):
 # %% ../../nbs/2_networks/07_loading.ipynb #4db33ab2
 def _checked_request(weights, schedule, predicts, shape, eighths=True):
     "The shape asked for, or an error that says what is allowed"
-    if weights not in ('ema', 'raw'):
+    if not isinstance(weights, str):
         raise RequestError(f"weights must be 'ema' or 'raw', not {weights!r}")
     if predicts is not None: _check_predicts(predicts)
     if isinstance(schedule, str): Schedule.named(schedule)               # or a RequestError
@@ -69,21 +71,23 @@ def _checked_request(weights, schedule, predicts, shape, eighths=True):
 # %% ../../nbs/2_networks/07_loading.ipynb #fa94befa
 def load_checkpoint(
     path:str|Path=None, # file, or folder of diffusers; None: the bundled MNIST checkpoint
-    weights:str='ema', # 'ema' or 'raw'
+    weights:str='ema', # 'ema' or 'raw', or the name of a set in the file, such as 'ema_0.999'
     schedule:Schedule|str=None, # where the file records none; or a name from SCHEDULES
     predicts:str=None, # where the file records none: 'eps', 'x0' or 'v'
     shape:tuple=None, # where the file records none: (c,h,w)
     device:str|torch.device=None, # 'cuda', 'mps', 'cpu', …; None or 'auto': the fastest there is
     strict:bool=False, # True: a contradiction is an error
-    net:nn.Module=None, # for a file of save_checkpoint with a network of your own: one to be filled
+    net:nn.Module=None, # for a file with the weights of a network of your own: one to be filled
 )->Checkpoint: # its network in eval mode, float32, on the device, without gradients
     "A checkpoint from a file, and a warning about everything that is not as asked"
     path = _bundled_path() if path is None else Path(path).expanduser()
     layout, device, log = _layout(path), pick_device(device), []
-    shape = _checked_request(weights, schedule, predicts, shape, layout.eighths)
+    shape = _checked_request(weights, schedule, predicts, shape, layout.eighths and net is None)
     asked = Asked(weights, schedule, predicts, shape, net)
     try: ck = layout.read(path, asked, log)
-    except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
+    except ValueError as e:
+        known = weights in ('ema', 'raw') or isinstance(e, CheckpointError)
+        raise (CheckpointError if known else RequestError)(f'{path}: {e}') from None
     if strict and (clash := [line for level,line in log if level=='clash']):
         raise CheckpointError(f'{path}: ' + '; '.join(clash))
     if loud := [line for level,line in log if level!='note']:
