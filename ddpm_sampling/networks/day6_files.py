@@ -158,4 +158,4 @@ def read_day6(
     schedule, predicts, shape = _settle_all(cfg, net, asked, log)
     step, notes = _count(rec, 'step', log), tuple(line for _,line in log)
     return Checkpoint(net, schedule, predicts, shape, epoch, step, weights, path, notes=notes,
-        config=cfg or None, kind=kind)
+        config=cfg or None, kind=kind, classes=net.classes, null_label=net.classes)
