@@ -147,14 +147,6 @@ def _counted(net, states, b, each=None):
     return map(lambda st: st._replace(nfe=seen//b), iter(advance, None))
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #f7636946
-def _way(ck, how, images, scale):
-    "How labels reach the network; a scale that would have no effect is refused"
-    if images.labels is None and how.scale:
-        raise RequestError('scale says how strongly labels act, and there are none: pass labels=')
-    way = way_of(ck, images.labels, scale)
-    if way == 'steered': say_steered()
-    return way
-
 def _things(run):
     "What may hold something for each image, by its name"
     ask = run.net.ask if isinstance(run.net, Adapter) else None
@@ -187,7 +179,8 @@ class Run:
     ):
         self.ck, self.images, self.each, self.size = ck, images, each, batch_size
         self.how, self.step, self.plan, self.bound, dtype = resolve(ck, how)
-        self.way = _way(ck, how, images, self.how.scale)
+        self.way = way_of(ck, images.labels, (self.how if images.labels else how).scale)
+        if self.way == 'steered': say_steered()
         size, n = whole_number(batch_size, 'batch_size', 1), len(images.idx)
         check_start(ck, how, self.how, self.plan, images.x_T, images.x0)
         self.slices = [slice(k, k + size) for k in range(0, n, size)]

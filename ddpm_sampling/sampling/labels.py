@@ -58,18 +58,20 @@ def way_of(
     "How labels reach a network, or a RequestError where they cannot"
     if scale is not None and not (_number(scale) and math.isfinite(scale)):
         raise RequestError(f'scale must be a finite number, such as 3., not {scale!r}')
+    if labels is None and scale: raise RequestError(_ALONE)
     if ck.classes is None:
         if labels is None: return 'none'
         if not _steerable(ck): raise RequestError(_NO_LABELS)
         _check_range(labels, 10, None)
         return 'steered'
     if isinstance(ck.net, Adapter) and ck.net.ask and not takes_label(ck.net.ask):
-        raise RequestError('the checkpoint has classes, but ask of its Adapter takes no label: write '
-                           'it with four arguments, ask=lambda net, x, index, y: …')
+        raise RequestError('the checkpoint has classes, but ask of its Adapter takes no label: '
+                           'write it with four arguments, ask=lambda net, x, index, y: …')
     if labels is None and ck.null_label is None: raise RequestError(_NEEDS.format(ck.classes - 1))
     _check_range(labels or (), ck.classes, ck.null_label)
     if labels and ck.null_label is None and None in labels:
-        raise RequestError('this network wants a label for every image: it has none that means none')
+        raise RequestError('this network wants a label for every image: '
+                           'it has none that means no label')
     if labels and ck.null_label is None and scale not in (None, 1): raise RequestError(_NO_NULL)
     return 'told'
 
@@ -80,6 +82,7 @@ def _check_range(labels, classes, null):
     wrong = next((y for y in labels if y is not None and y >= classes and y != null), None)
     if wrong is not None: raise RequestError(f'labels must lie in 0…{classes - 1}, not {wrong}')
 
+_ALONE = 'scale says how strongly labels act, and there are none: pass labels='
 _NO_LABELS = ('labels are asked for, but this network takes none: if it does, say how many classes, '
               'Checkpoint(classes=…), with Adapter(net, ask=lambda net, x, index, y: …); else steer '
               'it, guide=partial(guided, guidance_fn=class_guidance(classifier, labels))')
