@@ -18,7 +18,7 @@ class PerImage:
     def __init__(self,
         values:Iterable, # a tensor or array (n,…), or a list of n
     ):
-        if not hasattr(values, '__len__') or not hasattr(values, '__getitem__') or not _some(values):
+        if not hasattr(values, '__getitem__') or not _some(values):
             raise RequestError('PerImage takes a tensor (n,…) or a list of n values, one for each '
                                f'image, not {values!r:.60}')
         self.values = values

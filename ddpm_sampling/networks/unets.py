@@ -96,7 +96,7 @@ def forward(self:UNet,
     if self.classes:
         none = torch.full_like(t, self.classes, dtype=torch.int64)
         emb = emb + self.label_embed(none if y is None else y)
-    elif y is not None: raise RequestError('this U-Net takes no label: it has no label_embed.weight')
+    elif y is not None: raise RequestError('this U-Net takes no label: no label_embed.weight')
     h1 = self.down1(self.input_conv(x), emb)
     h2 = self.down2(F.avg_pool2d(h1, 2), emb)
     h3 = self.down3(F.avg_pool2d(h2, 2), emb)

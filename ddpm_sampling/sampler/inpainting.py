@@ -62,8 +62,8 @@ def _checked_part(known:Tensor, mask:Tensor)->tuple:
                            f'not {known.dtype}: see datasets.to_unit')
     try: known = torch.where(mask.to(known.device), known, torch.zeros((), dtype=known.dtype))
     except RuntimeError:
-        raise RequestError(f'mask {tuple(mask.shape)} does not fit known {tuple(known.shape)}: both '
-                           'are for one image, or for as many') from None
+        shapes = f'{tuple(mask.shape)} does not fit known {tuple(known.shape)}'
+        raise RequestError(f'mask {shapes}: both are for one image, or for as many') from None
     if not known.isfinite().all():
         raise RequestError('known is not finite in some pixel where mask is True')
     return mask, known

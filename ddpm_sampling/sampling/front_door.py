@@ -8,14 +8,15 @@ __all__ = ['Images', 'images_of', 'Run', 'sample']
 # %% ../../nbs/3_sampling/01_front_door.ipynb #71ddc406
 import copy, inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 from threading import get_ident
 import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from ..basics.errors import CheckpointError, RequestError, whole_number
-from ..basics.per_image import images_in, part_of, unmarked
+from ..basics.errors import RequestError, whole_number
+from ..basics.per_image import part_of
 from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..sampler.denoisers import denoiser
@@ -25,7 +26,8 @@ from ..networks.checkpoints import Checkpoint, evaluating, pick_device
 from ..sampler.schedules import noisy
 from ..networks.adapters import Adapter, answer_of
 from ..networks.unets import UNet
-from .finite import Lookout, overflow
+from .conditions import check_counts, explained, of_batch
+from .finite import Lookout, overflow, seen_answers, seen_guide, seen_step
 from .labels import as_tensor, labels_of, say_steered, steering, way_of
 from .resolving import check_start, resolve
 
@@ -72,10 +74,11 @@ def images_of(
     x0:Tensor=None,       # images to start from, (n,c,h,w), or one for all
 )->Images: # with as many numbers as there are images
     "The images that are asked for, checked"
+    one = np.shape(x0) == tuple(shape)                       # an image for all
     x_T, x0 = _started(x_T, 'x_T', shape), _started(x0, 'x0', shape)
     if not (x_T is None or x0 is None):
         raise RequestError('x_T is a state and x0 an image to start from: give one of them')
-    own = {'x_T': x_T, 'x0': None if x0 is None or len(x0) == 1 else x0,
+    own = {'x_T': x_T, 'x0': None if one else x0,
            'labels': labels if np.ndim(labels) == 1 or isinstance(labels, (list, tuple)) else None}
     counts = {k: len(v) for k, v in own.items() if v is not None}
     if n is not None: n = whole_number(n, 'n, the number of images,', 1)
@@ -146,26 +149,6 @@ def _counted(net, states, b, each=None):
         finally: hook.remove()
     return map(lambda st: st._replace(nfe=seen//b), iter(advance, None))
 
-# %% ../../nbs/3_sampling/01_front_door.ipynb #f7636946
-def _things(run):
-    "What may hold something for each image, by its name"
-    ask = run.net.ask if isinstance(run.net, Adapter) else None
-    return {'guide': run.how.guide, 'sampler': run.step, 'ask of the Adapter': ask}
-
-def _check_counts(run):
-    "Refuse what is for another number of images, or would be shared by batches"
-    shape, n, b = run.ck.shape, len(run.images.idx), run.size
-    for name, thing in _things(run).items():
-        for m in images_in(thing, len(shape) + 1) - {n}:
-            raise RequestError(f'{name} holds values for {m} images, but {n} are asked for: '
-                               'give one for each image, or one for all')
-        if b < n and (m := unmarked(thing, shape, {n, b})): raise RequestError(_UNMARKED.format(
-            name=name, m=m, n=n, b=b, all=f'batch_size={n}' if m == n else f'{n} of them'))
-
-_UNMARKED = ('{name} holds {m} values, one for each image as it seems, and the {n} images are '
-             'sampled {b} at a time: pass labels= where they are labels, mark them as '
-             'PerImage(…) in a partial, or give {all}')
-
 # %% ../../nbs/3_sampling/01_front_door.ipynb #28e0774a
 class Run:
     "A request, checked to its end, that waits to be run"
@@ -188,7 +171,9 @@ class Run:
         self.net = _placed(ck.net, device, dtype)
         self.device, self.given = _weights_of(self.net)      # where, and in what it is asked
         self.dtype = torch.float64 if self.given == torch.float64 else torch.float32  # of states
-        _check_counts(self)
+        ask = self.net.ask if isinstance(self.net, Adapter) else None
+        held = {'guide': self.how.guide, 'sampler': self.step, 'ask of the Adapter': ask}
+        check_counts(held, ck.shape, n, size)
         self.den_of(self.parts[0], self.net, self.how.guide, self.lookout())      # may refuse
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #2d8ea868
@@ -204,28 +189,6 @@ def place(self:Run,
     "Which images a part is"
     return next((s for s, p in zip(self.slices, self.parts) if p is part), slice(None))
 
-def _of_batch(net, some, dims):
-    "The network for a batch: an adapter that holds something for each image gets what is theirs"
-    ask = part_of(net.ask, some, dims) if isinstance(net, Adapter) else None
-    if ask is None or ask is net.ask: return net
-    own = copy.copy(net)
-    own.ask = ask
-    return own
-
-# %% ../../nbs/3_sampling/01_front_door.ipynb #a4bb78fd
-def _explained(run, states, b):
-    "The same states; where a function of the reader's complains of sizes, with what may be why"
-    try: yield from states
-    except (RequestError, CheckpointError, torch.OutOfMemoryError): raise
-    except (RuntimeError, IndexError, TypeError, ValueError) as e:
-        text = ' '.join(str(e).split())
-        if not any(word in text for word in ('size', 'shape', 'dimension', 'broadcast')): raise
-        raise RequestError(_SIZES.format(b=b, n=len(run.images.idx), text=text[:200])) from e
-
-_SIZES = ('with {b} of {n} images: {text}. If the network, the guide or the step holds something '
-          'for each image: labels go to labels=, anything else is marked PerImage(…) in a partial, '
-          'or batch_size={n} takes all images at once')
-
 # %% ../../nbs/3_sampling/01_front_door.ipynb #4341998d
 def _asking(net, y, dtype, see):
     "How a network is asked, with labels y or without; each answer is seen"
@@ -236,31 +199,6 @@ def _asking(net, y, dtype, see):
         see(out)
         return out
     return ask
-
-def _looking(make, look):
-    "A denoiser whose network's answers are looked at, with the level that they are for"
-    level = []
-    den = make(lambda out: look.see(out, 'network', *level))
-    def looking_den(x, t, abar):
-        level[:] = [t]
-        return den(x, t, abar)
-    return looking_den
-
-def _seen_step(step, look):
-    "A step that is looked at"
-    def seen_step(den, row, x, z, memory):
-        answer = step(den, row, x, z, memory)
-        look.see(answer[0], 'step', row.t)
-        return answer
-    return seen_step
-
-def _seen(den, look):
-    "A guided denoiser that is looked at"
-    def seen_den(x, t, abar):
-        answer = den(x, t, abar)
-        look.see(answer[0], 'guide', t)
-        return answer
-    return seen_den
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #9a17fce8
 @patch
@@ -278,12 +216,12 @@ def den_of(self:Run,
     clip = None if wishes or scale not in (0, 1) else self.bound
     def told(y):
         y = as_tensor(y, ck.null_label, self.device) if self.way == 'told' else None
-        return _looking(lambda see: denoiser(_asking(net, y, self.given, see), ck.schedule,
-                                             ck.predicts, clip), look)
+        ask = partial(_asking, net, y, self.given)
+        return seen_answers(lambda see: denoiser(ask(see), ck.schedule, ck.predicts, clip), look)
     none = (None,)*len(y)
     den = told(none if scale == 0 else y)
     if scale not in (0, 1): den = classifier_free(told(none), den, scale)
-    for g in wishes: den = _seen(_guided(den, g), look)
+    for g in wishes: den = seen_guide(_guided(den, g), look)
     return den if clip is not None or self.bound is None else clipping(den, self.bound)
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #7f28e19b
@@ -294,13 +232,13 @@ def batch(self:Run,
 )->Iterator: # of States
     "The states of a batch, as the loop yields them"
     watch, some, dims = look or self.lookout(), self.place(part), len(self.ck.shape) + 1
-    net, step = _of_batch(self.net, some, dims), part_of(self.step, some, dims)
+    net, step = of_batch(self.net, some, dims), part_of(self.step, some, dims)
     put = lambda z: z.to(self.device, self.dtype)
     noise = lambda t, visit: put(part.noise(t, visit))
     den = self.den_of(part, net, part_of(self.how.guide, some, dims), watch)
     states = sample_steps(den, self.plan, put(part.start(self.plan[0].abar_t)),
-                          _seen_step(step, watch), noise)
-    states = _explained(self, states, len(part.idx))
+                          seen_step(step, watch), noise)
+    states = explained(states, len(part.idx), len(self.images.idx))
     for i, st in enumerate(_counted(net, states, len(part.idx), self.each)):
         if look is None and i == len(self.plan): watch.finish()
         yield st

@@ -83,9 +83,9 @@ def _check_range(labels, classes, null):
     if wrong is not None: raise RequestError(f'labels must lie in 0…{classes - 1}, not {wrong}')
 
 _ALONE = 'scale says how strongly labels act, and there are none: pass labels='
-_NO_LABELS = ('labels are asked for, but this network takes none: if it does, say how many classes, '
-              'Checkpoint(classes=…), with Adapter(net, ask=lambda net, x, index, y: …); else steer '
-              'it, guide=partial(guided, guidance_fn=class_guidance(classifier, labels))')
+_NO_LABELS = ('labels are asked for, but this network takes none: if it does, say how many, '
+              'Checkpoint(classes=…), with Adapter(net, ask=lambda net, x, index, y: …); else '
+              'steer it, guide=partial(guided, guidance_fn=class_guidance(classifier, labels))')
 _NEEDS = ('this network takes a label with each image, and has none that means no label: '
           'pass labels=, a number in 0…{} or one for each image')
 _NO_NULL = ('scale needs a network that also knows images without a label (null_label of the '
@@ -107,7 +107,7 @@ def steering(
     fits = class_guidance(mnist_guide(str(device)), labels)
     return partial(guided, guidance_fn=fits, scale=4. if scale is None else float(scale))
 
-def say_steered():
+def say_steered()->None:
     "Tell, once for each place in a program, that a network is steered instead of told"
     warnings.warn('this network takes no labels: it is steered to them by the classifier of noisy '
                   'digits that ships (scale is that of its gradient, 4 where none is given)',

@@ -127,12 +127,13 @@ def check_start(
                       'give a list of steps, or a Plan, that starts lower', stacklevel=4)
     if t == T and asked.clip is None and how.clip and _draws_none(how) and _encoded(x_T):
         warnings.warn('x_T is no plain noise; if it was encoded from images, they come back only '
-                      'without clipping: clip=False (clip=True: say that it is meant)', stacklevel=4)
+                      'without clipping, clip=False; clip=True says that it is meant', stacklevel=4)
 
 def _draws_none(how):
     "Whether a sampler is deterministic"
     if how.sampler == 'ddim': return not how.eta
-    return how.sampler == 'adams' and how.eta == 0 or how.sampler in ('ipndm', 'dpmpp', 'unipc', 'heun')
+    if how.sampler == 'adams': return how.eta == 0
+    return how.sampler in ('ipndm', 'dpmpp', 'unipc', 'heun')
 
 def _encoded(x):
     "Whether the mean square of some image is far from 1, as that of noise is not"
