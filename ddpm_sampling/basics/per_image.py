@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from types import CodeType, FunctionType
 import numpy as np, torch
+from torch import nn
 from .errors import RequestError
 
 # %% ../../nbs/9_basics/07_per_image.ipynb #da0b568c
@@ -78,12 +79,13 @@ def unmarked(
 )->int|None: # the first that is found
     "How many values a function holds that look like one for each image, and are not marked"
     for v in _held(f, set()):
+        if _marked(v) and v.images(len(shape) + 1) in counts: return v.images(len(shape) + 1)
         n = len(v) if isinstance(v, (list, tuple, torch.Tensor, np.ndarray)) and np.ndim(v) else 0
         if n > 1 and n in counts and (_whole(v) or _pictures(v, shape)): return n
 
 def _whole(v):
     "Whether these are whole numbers in a row"
-    if isinstance(v, (list, tuple)): return all(type(i) is int for i in v)
+    if isinstance(v, (list, tuple)): return len(v) >= 8 and all(type(i) is int for i in v)
     if v.ndim != 1: return False
     return not v.dtype.is_floating_point if torch.is_tensor(v) else v.dtype.kind in 'iu'
 
@@ -91,16 +93,27 @@ def _pictures(v, shape):
     "Whether these are pictures of a shape, of any number of channels"
     return len(getattr(v, 'shape', ())) == len(shape) + 1 and tuple(v.shape[2:]) == tuple(shape[1:])
 
-def _held(f, seen):
-    "What a function holds: in its closure, its defaults, its globals, and inside functions there"
-    if id(f) in seen or len(seen) > 200: return
+def _held(f, seen, cut=True):
+    "What a function holds, in its closure, defaults, globals, and functions there; not what is cut"
+    if id(f) in seen or len(seen) > 200 or _marked(f): return
     seen.add(id(f))
     if isinstance(f, partial): inner = f.func, *f.args, *f.keywords.values()
     elif isinstance(f, FunctionType): inner = [*_cells(f), *(f.__defaults__ or ()), *_globals(f)]
+    elif isinstance(f, nn.Module): inner = [v for v in _parts(f) if not isinstance(v, (list, tuple))]
+    elif _own_object(f): inner = [*vars(f).values()]
     else: return
+    cut = cut and isinstance(f, partial)                  # part_of sees these
     for v in inner:
-        yield v
-        yield from _held(v, seen)
+        if not (cut and _marked(v)): yield v
+        yield from _held(v, seen, cut)
+
+def _parts(net):
+    "What a network holds itself: attributes, and buffers of its own; its layers are not looked into"
+    return [v for v in (*vars(net).values(), *net._buffers.values()) if v is not None]
+
+def _own_object(f):
+    "Whether this is an object that is called like a function"
+    return callable(f) and not isinstance(f, type) and isinstance(getattr(f, '__dict__', None), dict)
 
 def _cells(f):
     for cell in f.__closure__ or ():

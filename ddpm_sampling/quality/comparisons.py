@@ -283,7 +283,9 @@ def compare(
     return [rows[key] | dict(checkpoint=name) for key, name in asked]    # under these names
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #3c009a0d
-def _noise(job): return id(job.ck), job.seed, job.labels, job.how.scale   # of one long run
+def _noise(job):
+    "What jobs with one long run share"
+    return id(job.ck), job.seed, labels_of(job.labels, job.n), job.how.scale
 
 def _bar(todo, progress):
     "A bar over the network evaluations of all images to come"

@@ -57,9 +57,12 @@ def explained(
     except (RequestError, CheckpointError, torch.OutOfMemoryError): raise
     except (RuntimeError, IndexError, TypeError, ValueError) as e:
         text = ' '.join(str(e).split())
+        if 'label' in text: raise CheckpointError(_LABELS.format(text=text[:200])) from e
         if not any(word in text for word in ('size', 'shape', 'dimension', 'broadcast')): raise
         raise RequestError(_SIZES.format(b=b, n=n, text=text[:200])) from e
 
+_LABELS = ('{text}. If the network takes labels, the Checkpoint has to say so, classes=…, and '
+           'null_label=… if one of them means none: then pass labels=')
 _SIZES = ('with {b} of {n} images: {text}. If the network, the guide or the step holds something '
           'for each image: labels go to labels=, anything else is marked PerImage(…) in a partial, '
           'or batch_size={n} takes all images at once')

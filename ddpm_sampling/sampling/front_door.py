@@ -171,8 +171,10 @@ class Run:
         self.net = _placed(ck.net, device, dtype)
         self.device, self.given = _weights_of(self.net)      # where, and in what it is asked
         self.dtype = torch.float64 if self.given == torch.float64 else torch.float32  # of states
-        ask = self.net.ask if isinstance(self.net, Adapter) else None
-        held = {'guide': self.how.guide, 'sampler': self.step, 'ask of the Adapter': ask}
+        adapted = isinstance(self.net, Adapter)
+        ask, bare = (self.net.ask, self.net.net) if adapted else (None, self.net)
+        held = {'guide': self.how.guide, 'sampler': self.step, 'ask of the Adapter': ask,
+                'network': bare}
         check_counts(held, ck.shape, n, size)
         self.den_of(self.parts[0], self.net, self.how.guide, self.lookout())      # may refuse
 
