@@ -99,7 +99,7 @@ def _held(f, seen, cut=True):
     seen.add(id(f))
     if isinstance(f, partial): inner = f.func, *f.args, *f.keywords.values()
     elif isinstance(f, FunctionType): inner = [*_cells(f), *(f.__defaults__ or ()), *_globals(f)]
-    elif isinstance(f, nn.Module): inner = [v for v in _parts(f) if not isinstance(v, (list, tuple))]
+    elif isinstance(f, nn.Module): inner = _parts(f)
     elif _own_object(f): inner = [*vars(f).values()]
     else: return
     cut = cut and isinstance(f, partial)                  # part_of sees these
@@ -108,12 +108,14 @@ def _held(f, seen, cut=True):
         yield from _held(v, seen, cut)
 
 def _parts(net):
-    "What a network holds itself: attributes, and buffers of its own; its layers are not looked into"
-    return [v for v in (*vars(net).values(), *net._buffers.values()) if v is not None]
+    "What a network holds itself, attributes and buffers, but no lists of sizes; not its layers"
+    own = *vars(net).values(), *net._buffers.values()
+    return [v for v in own if not (v is None or isinstance(v, (list, tuple, dict)))]
 
 def _own_object(f):
     "Whether this is an object that is called like a function"
-    return callable(f) and not isinstance(f, type) and isinstance(getattr(f, '__dict__', None), dict)
+    own = isinstance(getattr(f, '__dict__', None), dict)
+    return own and callable(f) and not isinstance(f, type)
 
 def _cells(f):
     for cell in f.__closure__ or ():
