@@ -170,7 +170,7 @@ def _identity(job, ref, extractor):
     keys = dict(protocol=protocol(job, ref, extractor), run=run_key(job, ref, extractor))
     what = dict(checkpoint=job.name, epoch=job.ck.epoch, weights=job.ck.weights)
     several = isinstance(job.labels, (tuple, list))
-    told = f'of {len({*job.labels})} classes' if several else job.labels
+    told = f'{len({*job.labels})} classes' if several else job.labels
     labels = {} if told is None else dict(labels=told)
     return keys | what | how | labels | dict(seed=job.seed, n=job.n)
 
@@ -210,8 +210,9 @@ def way(
     if row['sampler'] == 'ddpm': name += ' ' + (word('variance') if row['variance'] else 'β̃')
     words = [name] + [f'η = {row["eta"]}']*bool(row['eta']) + [row['spacing']]*bool(row['spacing'])
     words += ['not clipped']*(row['clip'] == 'False')
-    for column, word in (('labels', 'label'), ('scale', 'scale =')):
-        if row.get(column): words.append(f'{word} {row[column]}')
+    told, scale = row.get('labels', ''), row.get('scale')
+    words += [f'label {told}' if told.isdigit() else told]*bool(told)
+    words += [f'scale = {scale}']*bool(scale)
     return ', '.join(words + [row.get('dtype')]*bool(row.get('dtype')))
 
 def _number(row, name):
