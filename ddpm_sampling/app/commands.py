@@ -14,7 +14,7 @@ from pathlib import Path
 from .configurations import _mistake, read_config
 from .requests import (
     _Parser, _asked, _checkpoints, _crc, _file_options, _film_options, _film_paths, _grid_options,
-    _grid_path, _load, _quality_options, _recipe, _sampling_options, _settle, _times)
+    _grid_path, _labelled, _load, _quality_options, _recipe, _sampling_options, _settle, _times)
 
 # %% ../../nbs/7_app/02_commands.ipynb #c354ce4f
 def _sample_grid(a, cfg):
@@ -23,14 +23,16 @@ def _sample_grid(a, cfg):
     from ddpm_sampling.pictures.grids import as_pictures, image_grid, write_png
     from ddpm_sampling.sampling.front_door import Run, images_of
     ck = _load(a, cfg)
-    images = images_of(ck.shape, a.num_samples, seed=a.seed)
+    images = images_of(ck.shape, a.num_samples, seed=a.seed, labels=_labelled(a, a.num_samples))
     run = Run(ck, _recipe(a, cfg, ck), images, a.batch_size)
     path = _grid_path(a, ck, run)
     as_pictures(images.noise()[:1], a.rgba)              # refused now rather than later
     writable(path)
     _tell(a, _request_in_words(a, ck, run, a.num_samples))
     x, cost = _sampled(a, run)
-    write_png(path, image_grid(as_pictures(x, a.rgba), rgba=a.rgba))
+    rows, tiles = len(a.label or [0]), as_pictures(x, a.rgba)    # a row for each of several labels
+    cols = len(x)//rows if rows > 1 else 8
+    write_png(path, image_grid(tiles, cols=cols, rgba=a.rgba))
     _tell(a, {'done': cost})
     _wrote(a, path)
     return 0
@@ -53,12 +55,19 @@ def _request_in_words(a, ck, run, which):
     weights += [f'{k} {v}' for k, v in (('epoch', ck.epoch), ('step', ck.step)) if v is not None]
     ts = [str(row.t) for row in run.plan]
     if len(ts) > 6: ts[3:-2] = ['…']
+    told = {'labels': _labels_in_words(a, run)} if a.label is not None else {}
     return {'checkpoint': f'{ck.path.name}: {", ".join(weights)}',
             'schedule': str(ck.schedule),
             'predicts': ck.predicts,
             'sampler': ', '.join(_how_in_words(run)),
             'steps': f'{len(run.plan)} of {ck.schedule.T}: t = {", ".join(ts)}',
-            'images': f'{which} of seed {a.seed}, {_times(ck.shape)}, on {ck.device}'}
+            'images': f'{which} of seed {a.seed}, {_times(ck.shape)}, on {ck.device}', **told}
+
+def _labels_in_words(a, run):
+    "Which labels, and how they act"
+    names, scale = ', '.join('none' if y is None else str(y) for y in a.label), run.how.scale
+    if run.way == 'steered': return f'{names}, steered with scale {4 if scale is None else scale:g}'
+    return f'{names}, scale {1 if scale is None else scale:g}'
 
 def _how_in_words(run):
     "The sampler, the settings of its step, clipping and precision"
@@ -88,7 +97,7 @@ def _sample_traj(a, cfg):
     from ddpm_sampling.pictures.trajectories import even_rows, pick_rows, recorded
     from ddpm_sampling.pictures.film_strips import film_strip, write_figure
     ck = _load(a, cfg)
-    images = images_of(ck.shape, idx=a.idx, seed=a.seed)
+    images = images_of(ck.shape, idx=a.idx, seed=a.seed, labels=_labelled(a, len(a.idx)))
     run = Run(ck, _recipe(a, cfg, ck), images, a.batch_size)
     films, strip = _film_paths(a, ck, run)
     as_pictures(images.noise()[:1])                      # refused now rather than later
@@ -154,7 +163,9 @@ def _evaluate(a, cfg, list_jobs, name):
     cks = _checkpoints(a, cfg)
     ref, extractor = _reference(a, list(cks.values()))
     how = _recipe(a, cfg, next(iter(cks.values())))
-    jobs = list_jobs(cks, Job(None, how, '', a.num_samples, a.seed, batch_size=a.batch_size))
+    like = Job(None, how, '', a.num_samples, a.seed, batch_size=a.batch_size,
+               labels=_labelled(a, a.num_samples, rows=False))
+    jobs = list_jobs(cks, like)
     for job in jobs: job.plan()         # what cannot be sampled is told before anything is written
     out, warn = Path(a.out).expanduser(), partial(_line, 'warning')
     csv = out/'logs'/'quality.csv'

@@ -61,6 +61,8 @@ def _sampling_options(p, usual='ddpm'):
         add = sampler.add_argument if name == 'sampler' else a
         told = re.sub(r'\(default: ddpm\b', f'(default: {usual}', told)
         add(f'--{name}', help=told, **_READERS[kind])
+    a('--label', type=_labels, metavar='L',
+      help='the class, or several such as 0,1,2,3: a gallery gets a row for each; none: no label')
     a('--seed', type=_whole(SEED), metavar='I',
       help='of the noise; image i depends on the seed and on i alone (default: 0)')
     a('--batch-size', type=_whole(COUNT), metavar='N',
@@ -149,13 +151,16 @@ _steps = _reader(lambda text: [int(t) for t in text.split(',')] if ',' in text e
 _numbers = _reader(lambda text: [_as(SEED, i) for i in text.split(',')],
                    'a number such as 5, or a list such as 0,1,2,3, each at least 0')
 
+_labels = _reader(lambda text: [None if y == 'none' else _as(SEED, y) for y in text.split(',')],
+                  'a class such as 3, or several such as 0,1,2,3')
+
 _READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'),
             float: dict(type=float, metavar='X'), bool: dict(action=argparse.BooleanOptionalAction)}
 
 # %% ../../nbs/7_app/01_requests.ipynb #b27abecf
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False, how=None,
-    schedule=None, T=None, predicts=None, rgba=False,
+    schedule=None, T=None, predicts=None, rgba=False, label=None,
     seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
     ckpts=None, reference=None, holdout=None, features='mnist')
@@ -172,12 +177,24 @@ def _settle(args, cfg):
     if 'out' not in given: said |= {k: cfg.get(f'sample.save_{k}_path') for k in ('grid', 'anim')}
     if hasattr(args, 'reference'):                            # a measurement, not a gallery
         given = dict(sampler='ddim', num_samples=1000) | given
+    several = len(given.get('label', [0]))                    # images of a film, rows of a gallery
+    if several > 1 and not (hasattr(args, 'record_every') or 'num_samples' in given | said):
+        given['num_samples'] = 8*several
     if hasattr(args, 'record_every'):            # a film: of image 0, if no argument says otherwise
-        given.setdefault('idx', list(range(given.get('num_samples', 1))))
+        given.setdefault('idx', list(range(given.get('num_samples', several))))
         given['num_samples'] = len(given['idx'])
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
 
 # %% ../../nbs/7_app/01_requests.ipynb #e36d1477
+def _labelled(a, n, rows=True):
+    "Labels of n images: those of a row one after the other, or in turn; None: no labels"
+    if a.label is None: return None
+    k = len(a.label)
+    if not rows: return tuple(a.label[i % k] for i in range(n))
+    if n % k: raise _mistake(f'{n} images cannot be shared by {k} labels: --num-samples of a '
+                             f'multiple of {k}, such as {8*k}')
+    return [y for y in a.label for _ in range(n//k)]
+
 def _asked(a):
     "How to sample, as far as the arguments say"
     from ddpm_sampling.basics.recipes import Recipe
@@ -382,6 +399,7 @@ def _name(a, ck, way, own):
     parts += [v if isinstance(v, str) else f'{k}{v:g}' for k, v in how.items() if v != 'posterior']
     if clip != 1: parts += [f'clip{clip:g}' if clip else 'noclip']
     if a.schedule or a.T or a.predicts: parts += [_read_as(ck)]
+    if a.label is not None: parts += [f'label{_short(a.label)}']
     return '_'.join([*parts, *own, f'seed{a.seed}'])
 
 def _read_as(ck):
@@ -429,8 +447,12 @@ def _film_paths(a, ck, way):
     own = lambda end: base.with_name(base.name + end)
     return [own(f'.{end}') for end in ends], own('_strip.png')
 
+def _short(numbers):
+    "Numbers for the name of a file"
+    words = ['none' if i is None else str(i) for i in numbers]
+    return '-'.join(words) if len(words) < 6 else f'{words[0]}-{words[-1]}-{_crc(numbers)}'
+
 def _film_settings(a):
     "What a film depends on beside what every picture does"
     i, own = a.idx, [('every', a.record_every, 10), ('fps', a.fps, 12)]
-    numbers = '-'.join(map(str, i)) if len(i) < 6 else f'{i[0]}-{i[-1]}-{_crc(i)}'
-    return [f'idx{numbers}', *[f'{k}{v:g}' for k, v, usual in own if v != usual], *['x0']*a.guess]
+    return [f'idx{_short(i)}', *[f'{k}{v:g}' for k, v, usual in own if v != usual], *['x0']*a.guess]

@@ -35,6 +35,9 @@ class Recipe:
     guide: Callable = None
     # of the network's weights and activations: float32 or bfloat16; None: as the network is
     precision: str = None
+    # how strongly labels act: 0 not at all, 1 as the network learned them, more beyond that
+    # (classifier-free guidance); None: 1
+    scale: float = None
 
     def __post_init__(self):
         if _is_list(self.steps): object.__setattr__(self, 'steps', _hashable(self.steps))
@@ -74,6 +77,7 @@ def __str__(self:Recipe):
     elif self.clip not in (None, True, 1): words.append(f'clipped to ±{self.clip:g}')
     if self.guide is not None: words.append('guided')
     if self.precision: words.append(self.precision)
+    if self.scale is not None: words.append(f'scale = {self.scale:g}')
     return ', '.join(words)
 
 # %% ../../nbs/9_basics/06_recipes.ipynb #c548357d
@@ -92,7 +96,7 @@ def filled(self:Recipe,
     "This recipe where it speaks, then the makers of a checkpoint, then this library"
     theirs = usual or Recipe()
     if self.sampler not in (None, theirs.sampler or self.sampler):
-        theirs = Recipe(clip=theirs.clip, precision=theirs.precision)
+        theirs = Recipe(clip=theirs.clip, precision=theirs.precision, scale=theirs.scale)
     if self.spacing is not None: theirs = replace(theirs, steps=None)
     how = self.over(theirs).over(Recipe('ddpm', clip=True))
     own = _is_list(how.steps) or how.steps is None           # a list is its own spacing

@@ -64,8 +64,10 @@ class UNet(nn.Module):
         c_out:int=1, # channels of the answer: c_in, or 2*c_in with a learned variance
         c:int=32, # channels C at full size, divisible by 8
         dim:int=128, # width D of the time embedding, even, at least 4
+        classes:int=None, # it takes a label 0…classes−1 with each image; None: none
     ):
         super().__init__()
+        self.classes = classes
         self.c_in, self.c_out, self.c, self.dim = c_in, c_out, c, dim
         self.time_embed = TimeEmbedding(dim)
         self.input_conv = nn.Conv2d(c_in, c, 3, padding=1)
@@ -77,18 +79,24 @@ class UNet(nn.Module):
         self.up2 = Block(4*c, c, dim)
         self.up1 = Block(2*c, c, dim)
         self.output_conv = nn.Conv2d(c, c_out, 3, padding=1)
+        if classes: self.label_embed = nn.Embedding(classes + 1, dim)  # the last row: no label
 
 # %% ../../nbs/2_networks/00_unets.ipynb #ea12b02e
 @patch
 def forward(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
     t:Tensor, # the network's own timestep, (b,) integers 0..T-1
+    y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
 )->Tensor: # the prediction, (b,c_out,h,w)
     "What the network predicts from `x` at its timestep `t`"
     if x.shape[-1]%8 or x.shape[-2]%8:
         raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: '
                            'they are halved three times')
     emb = self.time_embed(t)
+    if self.classes:
+        none = torch.full_like(t, self.classes, dtype=torch.int64)
+        emb = emb + self.label_embed(none if y is None else y)
+    elif y is not None: raise RequestError('this U-Net takes no label: no label_embed.weight')
     h1 = self.down1(self.input_conv(x), emb)
     h2 = self.down2(F.avg_pool2d(h1, 2), emb)
     h3 = self.down3(F.avg_pool2d(h2, 2), emb)
@@ -117,7 +125,7 @@ def _some(items, n=3):
 
 # %% ../../nbs/2_networks/00_unets.ipynb #55b248fc
 def _unet_sizes(tensors):
-    "c_in, c_out, c and dim, read off the shapes of three tensors"
+    "c_in, c_out, c, dim and classes, read off the shapes of the tensors"
     def shape(n, d):
         v = tensors.get(n)
         return tuple(v.shape) if isinstance(v, Tensor) and v.ndim==d else None
@@ -138,7 +146,11 @@ def _unet_sizes(tensors):
     if c_out not in (c_in, 2*c_in):
         raise CheckpointError(f'{c_in} channels in and {c_out} out: '
                               f'expected {c_in}, or {2*c_in} with a learned variance')
-    return c_in, c_out, c, dim
+    labels = shape('label_embed.weight', 2)
+    if labels and labels[0]<2:
+        raise CheckpointError('`label_embed.weight` has a single row: expected one for each class '
+                              'and one for none')
+    return c_in, c_out, c, dim, labels and labels[0] - 1
 
 # %% ../../nbs/2_networks/00_unets.ipynb #9341fea0
 def _check_fit(tensors, want, whose, ok=lambda v: True):

@@ -78,22 +78,24 @@ def as_bytes(
 # %% ../../nbs/4_pictures/01_trajectories.ipynb #3c00c020
 @delegates(Recipe)
 def trajectory(
-    ck:Checkpoint,       # the checkpoint
-    n:int=None,          # how many images; None: as many as idx or x_T has, else 64
-    how:Recipe=None,     # how to sample; None: as the settings below say
+    ck:Checkpoint,        # the checkpoint
+    n:int=None,           # how many images; None: as many as idx or x_T has, else 64
+    how:Recipe=None,      # how to sample; None: as the settings below say
     *,
-    every:int=None,      # record every k-th state; None: all of them, unless rows is given
-    rows:list=None,      # or these states, numbered from 0, the noise, to len(plan), the sample
-    seed:int=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
-    idx:list=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
-    x_T:Tensor=None,     # starting noise, (n,c,h,w); None: drawn from seed and idx
-    batch_size:int=64,   # images at a time; changes images only by rounding
-    device:str=None,     # where to compute, see pick_device; None: where the network is
-    progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
+    labels:int|list=None, # the class: one for all or one for each, an entry None for none
+    every:int=None,       # record every k-th state; None: all of them, unless rows is given
+    rows:list=None,       # or these states, numbered from 0, the noise, to len(plan), the sample
+    seed:int=0,           # 0…2⁶⁴−1; image i is a function of (seed, i)
+    idx:list=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
+    x_T:Tensor=None,      # the state to start from, (n,c,h,w); None: noise of seed and idx
+    x0:Tensor=None,       # or images to start from, one or n; noise of the first level is added
+    batch_size:int=64,    # images at a time; changes images only by rounding
+    device:str=None,      # where to compute, see pick_device; None: where the network is
+    progress:bool=False,  # True: a progress bar on standard error; None: only if that is a terminal
     **kwargs,
 )->Iterator: # of States on the CPU, the first the noise and the last the sample
     "The way from noise to images, as `sample` goes it"
-    images = images_of(ck.shape, n, idx, seed, x_T)
+    images = images_of(ck.shape, n, idx, seed, x_T, labels, x0)
     run = Run(ck, Recipe.of(how, **kwargs), images, batch_size, device)
     return recorded(run.states(progress), pick_rows(len(run.plan), every, rows))
 

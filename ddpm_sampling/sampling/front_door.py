@@ -8,6 +8,7 @@ __all__ = ['Images', 'images_of', 'Run', 'sample']
 # %% ../../nbs/3_sampling/01_front_door.ipynb #71ddc406
 import copy, inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 from threading import get_ident
 import numpy as np, torch
@@ -15,28 +16,38 @@ from torch import Tensor
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..basics.errors import RequestError, whole_number
+from ..basics.per_image import part_of
 from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..sampler.denoisers import denoiser
-from ..sampler.guidance import clipping
+from ..sampler.guidance import classifier_free, clipping
 from ..sampler.loop import keyed_noise, sample_steps
 from ..networks.checkpoints import Checkpoint, evaluating, pick_device
-from ..networks.adapters import Adapter
-from .resolving import resolve
+from ..sampler.schedules import noisy
+from ..networks.adapters import Adapter, answer_of
+from ..networks.unets import UNet
+from .conditions import check_counts, explained, of_batch
+from .finite import Lookout, overflow, seen_answers, seen_guide, seen_step
+from .labels import as_tensor, labels_of, say_steered, steering, way_of
+from .resolving import check_start, resolve
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #03c93c70
 class Images(NamedTuple):
     "Which images: all that belongs to them goes by their number, whatever the batch"
-    idx: list        # their numbers, each from 0 to 2⁶⁴−1
-    seed: int        # 0…2⁶⁴−1
-    x_T: Tensor|None # the noise that each starts from; None: drawn from seed and number
-    shape: tuple     # of one image, (c,h,w)
+    idx: list               # their numbers, each from 0 to 2⁶⁴−1
+    seed: int               # 0…2⁶⁴−1
+    x_T: Tensor|None        # the state that each starts from; None: noise of seed and number
+    shape: tuple            # of one image, (c,h,w)
+    labels: tuple|None=None # of each, or None for no label; None: nobody has one
+    x0: Tensor|None=None    # the image that each starts from, before noise is added
 
     def part(self,
         some:slice, # places in idx
     )->'Images': # those of the slice
         "Some of them, for a batch"
-        return self._replace(idx=self.idx[some], x_T=None if self.x_T is None else self.x_T[some])
+        cut = {k: v[some] for k, v in self._asdict().items()
+               if k in ('idx', 'x_T', 'labels', 'x0') and v is not None}
+        return self._replace(**cut)
 
     def noise(self,
         t:int=0,     # level of the step that asks; 0: the starting noise
@@ -45,33 +56,55 @@ class Images(NamedTuple):
         "What they draw at a level"
         return keyed_noise(self.seed, self.idx, self.shape, t, visit)
 
-    def start(self)->Tensor: # (n,c,h,w)
+    def start(self,
+        abar:float=0., # the level of signal at which they start
+    )->Tensor: # (n,c,h,w)
         "What they start from"
+        if self.x0 is not None: return noisy(self.x0, self.noise(), abar)
         return self.noise() if self.x_T is None else self.x_T
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #40c82c2d
 def images_of(
-    shape:tuple,     # of one image, (c,h,w)
-    n:int=None,      # how many; None: as many as idx or x_T has, else 64
-    idx:list=None,   # their numbers; None: 0…n−1
-    seed:int=0,      # 0…2⁶⁴−1
-    x_T:Tensor=None, # the noise that they start from, (n,c,h,w); None: drawn
+    shape:tuple,          # of one image, (c,h,w)
+    n:int=None,           # how many; None: as many as idx, x_T, x0 or labels has, else 64
+    idx:list=None,        # their numbers; None: 0…n−1
+    seed:int=0,           # 0…2⁶⁴−1
+    x_T:Tensor=None,      # the state that they start from, (n,c,h,w); None: drawn noise
+    labels:int|list=None, # one for all, or one for each, an entry None for no label; None: none
+    x0:Tensor=None,       # images to start from, (n,c,h,w), or one for all
 )->Images: # with as many numbers as there are images
     "The images that are asked for, checked"
-    x_T = None if x_T is None else torch.as_tensor(x_T)
-    if x_T is not None and (x_T.shape[1:] != shape or not x_T.ndim):
-        wanted = ', '.join(map(str, shape))
-        raise RequestError(f'x_T must have shape (n, {wanted}), not {tuple(x_T.shape)}')
+    one = np.shape(x0) == tuple(shape)                       # an image for all
+    x_T, x0 = _started(x_T, 'x_T', shape), _started(x0, 'x0', shape)
+    if not (x_T is None or x0 is None):
+        raise RequestError('x_T is a state and x0 an image to start from: give one of them')
+    own = {'x_T': x_T, 'x0': None if one else x0,
+           'labels': labels if np.ndim(labels) == 1 or isinstance(labels, (list, tuple)) else None}
+    counts = {k: len(v) for k, v in own.items() if v is not None}
     if n is not None: n = whole_number(n, 'n, the number of images,', 1)
-    if idx is None: idx = range(n or (64 if x_T is None else len(x_T)))
+    if idx is None: idx = range(n or next(iter(counts.values()), 64))
     if not np.iterable(idx):
         raise RequestError(f'idx must be a list of image numbers such as [{idx}], not {idx!r}')
     idx = [whole_number(i, 'each number in idx', 0, 2**64 - 1) for i in idx]
     if not idx: raise RequestError('no images: idx or x_T is empty')
-    for name, m in (('n', n), ('x_T', None if x_T is None else len(x_T))):
-        if m in (None, len(idx)): continue
+    for name, m in {'n': n, **counts}.items():
+        if m in (None, len(idx)) or name == 'labels': continue
         raise RequestError(f'{name} is for {m} images, but {len(idx)} are asked for')
-    return Images(idx, whole_number(seed, 'seed', 0, 2**64 - 1), x_T, shape)
+    if x0 is not None: x0 = x0.expand(len(idx), *shape)
+    seed, labels = whole_number(seed, 'seed', 0, 2**64 - 1), labels_of(labels, len(idx))
+    return Images(idx, seed, x_T, shape, labels, x0)
+
+def _started(x, name, shape):
+    "A state or an image to start from, checked"
+    if x is None: return None
+    x, wanted = torch.as_tensor(x), ', '.join(map(str, shape))
+    if name == 'x0' and x.shape == shape: x = x[None]
+    if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+        raise RequestError(f'{name} must have shape (n, {wanted}), not {tuple(x.shape)}')
+    if name == 'x0' and not x.is_floating_point():
+        raise RequestError(f'x0 must be floats in [-1, 1], not {x.dtype}: see datasets.to_unit')
+    if not x.isfinite().all(): raise RequestError(f'{name} holds NaN or an infinite number')
+    return x.cpu() if name == 'x0' else x
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #47a899f5
 def _weights_of(net):
@@ -89,12 +122,12 @@ def _placed(net, device, dtype=None):
     return net.to(memory_format=torch.channels_last) if flat else net
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #1701e5fd
-def _guided(den, guide, bound):
-    "A denoiser without clipping, guided, and clipped last"
+def _guided(den, guide):
+    "A denoiser, guided"
     try: inspect.signature(guide).bind(den)
     except TypeError: raise RequestError(_GUIDE) from None
     if not callable(out := guide(den)): raise RequestError(_GUIDE)
-    return out if bound is None else clipping(out, bound)
+    return out
 
 _GUIDE = ('guide must be a function that takes a denoiser and returns one: '
           'for a guidance function f(x, t) -> (b,) '
@@ -128,27 +161,90 @@ class Run:
         device:str=None,    # where to compute, see pick_device; None: where the network is
         each:Callable=None, # called with the number of images before each evaluation of the network
     ):
-        self.ck, self.images, self.each = ck, images, each
-        self.how, self.step, self.plan, bound, dtype = resolve(ck, how)
-        size = whole_number(batch_size, 'batch_size', 1)
-        self.parts = [images.part(slice(k, k + size)) for k in range(0, len(images.idx), size)]
+        self.ck, self.images, self.each, self.size = ck, images, each, batch_size
+        self.how, self.step, self.plan, self.bound, dtype = resolve(ck, how)
+        self.way = way_of(ck, images.labels, (self.how if images.labels else how).scale)
+        if self.way == 'steered': say_steered()
+        size, n = whole_number(batch_size, 'batch_size', 1), len(images.idx)
+        check_start(ck, how, self.how, self.plan, images.x_T, images.x0)
+        self.slices = [slice(k, k + size) for k in range(0, n, size)]
+        self.parts = [images.part(some) for some in self.slices]
         self.net = _placed(ck.net, device, dtype)
-        self.device, dtype = _weights_of(self.net)
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32   # of the states
-        ask, guide = lambda x, i: self.net(x.to(dtype), i), self.how.guide
-        self.den = denoiser(ask, ck.schedule, ck.predicts, bound if guide is None else None)
-        if guide is not None: self.den = _guided(self.den, guide, bound)
+        self.device, self.given = _weights_of(self.net)      # where, and in what it is asked
+        self.dtype = torch.float64 if self.given == torch.float64 else torch.float32  # of states
+        adapted = isinstance(self.net, Adapter)
+        ask, bare = (self.net.ask, self.net.net) if adapted else (None, self.net)
+        held = {'guide': self.how.guide, 'sampler': self.step, 'ask of the Adapter': ask,
+                'network': bare}
+        check_counts(held, ck.shape, n, size)
+        self.den_of(self.parts[0], self.net, self.how.guide, self.lookout())      # may refuse
+
+# %% ../../nbs/3_sampling/01_front_door.ipynb #2d8ea868
+@patch
+def lookout(self:Run)->Lookout:
+    "Somebody who looks for NaN in this run"
+    return Lookout(overflow(self.given))
+
+@patch
+def place(self:Run,
+    part:Images, # one of the parts
+)->slice: # its places among all images
+    "Which images a part is"
+    return next((s for s, p in zip(self.slices, self.parts) if p is part), slice(None))
+
+# %% ../../nbs/3_sampling/01_front_door.ipynb #4341998d
+def _asking(net, y, dtype, see):
+    "How a network is asked, with labels y or without; each answer is seen"
+    own, more = isinstance(net, (UNet, Adapter)), () if y is None else (y,)
+    def ask(x, i):
+        x = x.to(dtype)
+        out = net(x, i, *more) if own else answer_of(net, x, i, y)
+        see(out)
+        return out
+    return ask
+
+# %% ../../nbs/3_sampling/01_front_door.ipynb #9a17fce8
+@patch
+def den_of(self:Run,
+    part:Images,    # of the batch
+    net:Callable,   # the network for it
+    guide:Callable, # den -> den for it, or None
+    look:Lookout,   # who looks for NaN
+)->Callable: # den(x, t, abar) -> (x0_hat, eps_hat, frac)
+    "What the steps of a batch ask"
+    ck, y, scale = self.ck, part.labels or (None,)*len(part.idx), self.how.scale
+    steered = self.way == 'steered'
+    wishes = [g for g in (steering(y, scale, self.device) if steered else None, guide) if g]
+    if steered or scale is None or self.images.labels is None: scale = 1
+    clip = None if wishes or scale not in (0, 1) else self.bound
+    def told(y):
+        y = as_tensor(y, ck.null_label, self.device) if self.way == 'told' else None
+        ask = partial(_asking, net, y, self.given)
+        return seen_answers(lambda see: denoiser(ask(see), ck.schedule, ck.predicts, clip), look)
+    none = (None,)*len(y)
+    den = told(none if scale == 0 else y)
+    if scale not in (0, 1): den = classifier_free(told(none), den, scale)
+    for g in wishes: den = seen_guide(_guided(den, g), look)
+    return den if clip is not None or self.bound is None else clipping(den, self.bound)
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #7f28e19b
 @patch
 def batch(self:Run,
-    part:Images, # some of the images
+    part:Images,       # some of the images, from parts
+    look:Lookout=None, # who looks for NaN; None: one for this batch alone
 )->Iterator: # of States
     "The states of a batch, as the loop yields them"
+    watch, some, dims = look or self.lookout(), self.place(part), len(self.ck.shape) + 1
+    net, step = of_batch(self.net, some, dims), part_of(self.step, some, dims)
     put = lambda z: z.to(self.device, self.dtype)
     noise = lambda t, visit: put(part.noise(t, visit))
-    states = sample_steps(self.den, self.plan, put(part.start()), self.step, noise)
-    return _counted(self.net, states, len(part.idx), self.each)
+    den = self.den_of(part, net, part_of(self.how.guide, some, dims), watch)
+    states = sample_steps(den, self.plan, put(part.start(self.plan[0].abar_t)),
+                          seen_step(step, watch), noise)
+    states = explained(states, len(part.idx), len(self.images.idx))
+    for i, st in enumerate(_counted(net, states, len(part.idx), self.each)):
+        if look is None and i == len(self.plan): watch.finish()
+        yield st
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #f3247e47
 @patch
@@ -163,11 +259,12 @@ def draw(self:Run,
     progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
 )->tuple: # (images (n,c,h,w) on the checkpoint's device, network evaluations for each)
     "The images, batch after batch"
-    out, home = [], _weights_of(self.ck.net)[0]
+    out, home, look = [], _weights_of(self.ck.net)[0], self.lookout()
     with evaluating(self.net), self.bar(progress) as bar:
         for part in self.parts:
-            for i, st in enumerate(self.batch(part)): bar.update(i < len(self.plan))
+            for i, st in enumerate(self.batch(part, look)): bar.update(i < len(self.plan))
             out.append(st.x.to(home))
+        look.finish()
     return torch.cat(out), st.nfe
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #6d30aa10
@@ -185,20 +282,22 @@ def states(self:Run,
 # %% ../../nbs/3_sampling/01_front_door.ipynb #9c3b63af
 @delegates(Recipe)
 def sample(
-    ck:Checkpoint,       # the checkpoint
-    n:int=None,          # how many images; None: as many as idx or x_T has, else 64
-    how:Recipe=None,     # how to sample; None: as the settings below say
+    ck:Checkpoint,        # the checkpoint
+    n:int=None,           # how many images; None: as many as idx, x_T, x0 or labels has, else 64
+    how:Recipe=None,      # how to sample; None: as the settings below say
     *,
-    seed:int=0,          # 0…2⁶⁴−1; image i is a function of (seed, i)
-    idx:list=None,       # numbers of the images of this seed, each ≥ 0; None: 0…n−1
-    x_T:Tensor=None,     # starting noise, (n,c,h,w); None: drawn from seed and idx
-    batch_size:int=64,   # images at a time; changes images only by rounding
-    device:str=None,     # where to compute, see pick_device; None: where the network is
-    progress:bool=False, # True: a progress bar on standard error; None: only if that is a terminal
+    labels:int|list=None, # the class: one for all or one for each, an entry None for none
+    seed:int=0,           # 0…2⁶⁴−1; image i is a function of (seed, i)
+    idx:list=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
+    x_T:Tensor=None,      # the state to start from, (n,c,h,w); None: noise of seed and idx
+    x0:Tensor=None,       # or images to start from, one or n; noise of the first level is added
+    batch_size:int=64,    # images at a time; changes images only by rounding
+    device:str=None,      # where to compute, see pick_device; None: where the network is
+    progress:bool=False,  # True: a progress bar on standard error; None: only if that is a terminal
     **kwargs,
 )->Tensor: # (n,c,h,w) float32 (float64 if the network is), on its device; in [-1,1] if clipped
     "Draw images from a checkpoint"
-    images = images_of(ck.shape, n, idx, seed, x_T)
+    images = images_of(ck.shape, n, idx, seed, x_T, labels, x0)
     return Run(ck, Recipe.of(how, **kwargs), images, batch_size, device).draw(progress)[0]
 
 sample.__delwrap__ = Recipe                      # whose fields are documented where they stand
