@@ -67,7 +67,7 @@ SECTIONS = {
 def order(*args):
     "Faults of the reading guide and the sidebar: both must have every notebook, in the order of folders and numbers"
     there = sorted(str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb'))
-    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb']
+    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb', '      - how_do_i.ipynb']
     for folder, title in SECTIONS.items():
         lines += [f'      - section: {title}', '        contents:']
         lines += [f'          - {f}' for f in there if f.startswith(f'{folder}/')]

@@ -6,9 +6,10 @@ from ._places import watch_for_old_names
 # so that `import ddpm_sampling` loads neither torch nor numpy.
 _home = {name: module for module, names in {
     'basics.errors': 'CheckpointError RequestError',
-    'basics.arrays': 'to_uint8',
+    'basics.arrays': 'to_uint8 to_unit',
     'basics.estimates': 'Estimate',
     'basics.recipes': 'Recipe',
+    'basics.per_image': 'PerImage',
     'sampler.schedules': 'SCHEDULES Schedule',
     'sampler.posteriors': 'posterior',
     'sampler.denoisers': 'GaussianMixture denoiser',

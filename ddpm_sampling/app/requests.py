@@ -236,15 +236,19 @@ def _look_up(name, folders):
 
 def _in(folder, names='*'):
     "The checkpoints in a folder: files, and folders of diffusers"
+    files = '.pt', '.pth', '.ckpt', '.bin', '.safetensors'
+    return sorted(p for p in folder.glob(names) if p.suffix in files or _is_folder_of_one(p))
+
+def _is_folder_of_one(path):
+    "Whether a folder is one checkpoint: of diffusers, or a state of accelerate"
     from ddpm_sampling.networks.folders import is_pipeline
-    return sorted(p for p in folder.glob(names)
-                  if p.suffix in ('.pt', '.safetensors') or is_pipeline(p))
+    from ddpm_sampling.networks.reading import is_state_folder
+    return is_pipeline(path) or path.is_dir() and is_state_folder(path)
 
 # %% ../../nbs/7_app/01_requests.ipynb #1871d953
 def _newest(folder, weights):
     "The folder itself, if diffusers wrote it, or what a training run left last in it"
-    from ddpm_sampling.networks.folders import is_pipeline
-    if is_pipeline(folder): return folder
+    if _is_folder_of_one(folder): return folder
     epochs = sorted((p.name for p in folder.glob('checkpoint_epoch_*.pt')), reverse=True)
     for name in ['ema.pt']*(weights == 'ema') + ['latest.pt', *epochs, 'best.pt']:
         if (folder/name).exists(): return folder/name
@@ -341,9 +345,10 @@ def _load(a, cfg, path=None):
 def _tells_schedule(ck):
     "Whether the file records a schedule"
     from ddpm_sampling.networks.folders import is_pipeline
-    from ddpm_sampling.networks.safe_files import is_safetensors
+    from ddpm_sampling.networks.safe_files import has_record
     from ddpm_sampling.networks.day6_files import recorded_schedule
-    if is_pipeline(ck.path) or is_safetensors(ck.path): return True
+    if is_pipeline(ck.path) or has_record(ck.path): return True
+    if any('read from the buffer' in note for note in ck.notes): return True
     return recorded_schedule(ck.config or {}) is not None
 
 # %% ../../nbs/7_app/01_requests.ipynb #f5f08fe4
@@ -359,8 +364,7 @@ def _listed(a, cfg):
 
 def _epochs_in(path):
     "A file or folder of diffusers as it is; of another folder the epochs, or else all checkpoints"
-    from ddpm_sampling.networks.folders import is_pipeline
-    if not path.is_dir() or is_pipeline(path): return [path]
+    if not path.is_dir() or _is_folder_of_one(path): return [path]
     if files := _in(path, 'checkpoint_epoch_*.pt') or _in(path): return files
     raise _mistake(f'no checkpoint in {path}: looked for checkpoint_epoch_*.pt, *.pt, '
                    '*.safetensors and folders of diffusers')

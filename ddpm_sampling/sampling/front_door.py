@@ -102,7 +102,7 @@ def _started(x, name, shape):
     if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
         raise RequestError(f'{name} must have shape (n, {wanted}), not {tuple(x.shape)}')
     if name == 'x0' and not x.is_floating_point():
-        raise RequestError(f'x0 must be floats in [-1, 1], not {x.dtype}: see datasets.to_unit')
+        raise RequestError(f'x0 must be floats in [-1, 1], not {x.dtype}: see to_unit')
     if not x.isfinite().all(): raise RequestError(f'{name} holds NaN or an infinite number')
     return x.cpu() if name == 'x0' else x
 
