@@ -323,6 +323,7 @@ def _fail(code, text):
 def _one_line_warnings():
     "Warnings as a line each on standard error, without the place in the code that gave them"
     with warnings.catch_warnings():
+        if not sys.warnoptions: warnings.simplefilter('default', UserWarning)
         warnings.showwarning = lambda message, *_, **__: _line('warning', message)
         yield
 
