@@ -172,6 +172,7 @@ class Dials:
             clip=_dial(W.Checkbox, 'keep x̂₀ in [−1, 1]', how.clip),
             label=pick(wish[0], _wish(label), ['any', *map(str, range(wish[1]))]),
             scale=slide('scale', settings.scale, 16, .5))
+        self.scaled = True                             # does a label act as strongly as is asked?
         for name in ('sampler', 'label'): self.of[name].observe(lambda _: self.grey(), 'value')
         self.grey()
 
@@ -183,7 +184,18 @@ def grey(self:Dials)->None: # the widgets are changed
     "Grey out what the sampler does not read"
     own = dials(self.of['sampler'].value)
     for name in ('eta', 'variance'): self.of[name].disabled = name not in own
-    self.of['scale'].disabled = self.of['label'].value == 'any'
+    self.of['scale'].disabled = self.of['label'].value == 'any' or not self.scaled
+
+@patch
+def offer(self:Dials,
+    ck:Checkpoint, # to be sampled
+)->None: # the widgets are changed
+    "Offer the classes that a network takes, or ten digits to steer to where it takes none"
+    dial, self.scaled = self.of['label'], not ck.classes or ck.null_label is not None
+    options = ('any',)*self.scaled + tuple(map(str, range(ck.classes or 10)))
+    dial.description = 'class' if ck.classes else 'digit'
+    if tuple(dial.options) != options: dial.options = options          # and chooses the first
+    self.grey()
 
 @patch
 def settings(self:Dials)->Settings: # without what is greyed out
@@ -279,8 +291,17 @@ def _fill(self:Playground):
     self.go.on_click(lambda _: self.start())
     self.halt.on_click(lambda _: self.stopping.set())
     self.time.observe(lambda _: self.show(), 'value')
+    for dials, pick in zip(self.dials, self.picks):
+        pick.observe(lambda c, dials=dials: self._offer(dials, c.new), 'value')
+        if isinstance(self.checkpoints[pick.value], Checkpoint): self._offer(dials, pick.value)
     second = self.second.layout
     self.both.observe(lambda c: setattr(second, 'display', '' if c.new else 'none'), 'value')
+
+@patch
+def _offer(self:Playground, dials, name):
+    "Let dials fit the checkpoint that was picked"
+    try: dials.offer(self.checkpoint(name))
+    except Exception as e: self._sorry(e)
 
 @patch
 def checkpoint(self:Playground,
@@ -305,16 +326,16 @@ def start(self:Playground)->None: # at once; a thread goes on
 def _work(self:Playground):
     "Run what the dials say, and show it as it goes"
     try:
-        asked = [(self.checkpoint(pick.value), dials.settings())
-                 for pick, dials in [*zip(self.picks, self.dials)][:1 + self.both.value]]
+        asked = []
+        for pick, dials in [*zip(self.picks, self.dials)][:1 + self.both.value]:
+            dials.offer(ck := self.checkpoint(pick.value))
+            asked.append((ck, dials.settings()))
         if len({(ck.shape, ck.schedule.T) for ck, _ in asked}) > 1:
             raise RequestError('the two checkpoints differ in image shape or in T: they have no '
                                'noise in common, so there is nothing to compare')
         self.runs = [Watched(ck, how, self.n, self.seed.value) for ck, how in asked]
         self._watch(time.perf_counter())
-    except Exception as e:
-        name = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
-        self._say(f'{name}{e}', 'crimson')
+    except Exception as e: self._sorry(e)
     finally: self.busy, self.go.disabled, self.halt.disabled = False, False, True
 
 # %% ../../nbs/7_app/05_playground.ipynb #5cfd5098
@@ -336,6 +357,11 @@ def _watch(self:Playground, began):
     self.time.max = self.film.max = len(levels(self.runs)) - 1
     self.time.value = self.time.max
     self.show()
+
+@patch
+def _sorry(self:Playground, e):
+    name = '' if isinstance(e, ValueError) else f'{type(e).__name__}: '
+    self._say(f'{name}{e}', 'crimson')
 
 @patch
 def _say(self:Playground, line, colour='inherit'):

@@ -44,9 +44,11 @@ class Settings:
 @patch
 def recipe(self:Settings,
     ck:Checkpoint, # to be sampled
-)->Recipe: # with a guide, if there is a label
-    "The recipe, guided to the label"
+)->Recipe: # with the scale, if the network takes labels, else with a guide
+    "The recipe for the label that is wished for, if there is one"
     if self.label is None: return self.how
+    if ck.classes:
+        return self.how if ck.null_label is None else replace(self.how, scale=self.scale)
     if ck.shape != (1, 32, 32) or ck.schedule != Schedule.linear():
         raise RequestError('the guide that ships reads digits of 1×32×32 pixels, noised by the '
                            'linear schedule of 1000 levels: with this checkpoint choose no digit')
@@ -67,7 +69,8 @@ class Watched:
         every = -(-steps//100)
         self.total = 1 + -(-steps//every)                                 # states to come
         self.settings, self.states, self.stopped, self.sample = settings, [], False, None
-        self._source = trajectory(ck, n, how, seed=seed, every=every)
+        told = settings.label if ck.classes else None
+        self._source = trajectory(ck, n, how, labels=told, seed=seed, every=every)
 
 # %% ../../nbs/7_app/04_runs_to_watch.ipynb #3f393bc5
 @patch
