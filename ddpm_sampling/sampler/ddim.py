@@ -38,12 +38,13 @@ def _checked(eta):
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #eb6c0708
 def encode(
-    den:Callable, # den(x, t, abar), without clipping; or a checkpoint
-    plan:Plan,    # down to clean data, as for sampling
-    x0:Tensor,    # clean images, (b,…)
+    den:Callable,         # den(x, t, abar), without clipping; or a checkpoint
+    plan:Plan,            # down to clean data, as for sampling
+    x0:Tensor,            # clean images, (b,…)
+    labels:int|list=None, # their classes, one for all or one for each, if the checkpoint has some
 )->Tensor: # x_T, like x0
     "The noise from which DDIM with η = 0 leads to x0 (Song et al. 2021a, section 4.3)"
-    if hasattr(den, 'net'): den, x0 = _asked(den, plan, x0)
+    if hasattr(den, 'net'): den, x0 = _asked(den, plan, x0, labels)
     up = plan.backwards()
     first = up[0]
     def asked_above_0(x, t, abar):
@@ -53,7 +54,7 @@ def encode(
     return end.x
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #085f0a36
-def _asked(ck, plan, x0):
+def _asked(ck, plan, x0, labels):
     "A denoiser of a checkpoint for encoding, and the images where its network is"
     sched = ck.schedule
     if not isinstance(plan, Plan):
@@ -70,7 +71,8 @@ def _asked(ck, plan, x0):
         raise RequestError(f'images must have shape (n, {wanted}), not {tuple(x0.shape)}')
     p = next((p for p in ck.net.parameters() if p.is_floating_point()), x0)
     kind = torch.float64 if p.dtype == torch.float64 else torch.float32        # of the states
-    asked = denoiser(lambda x, i: ck.net(x.to(p.dtype), i), sched, ck.predicts)
+    y = _told(ck, labels, len(x0), p.device)
+    asked = denoiser(lambda x, i: ck.net(x.to(p.dtype), i, *y), sched, ck.predicts)
     def den(x, t, abar):
         modes = [(m, m.training) for m in ck.net.modules()]
         ck.net.eval()
@@ -78,6 +80,20 @@ def _asked(ck, plan, x0):
         finally:
             for m, mode in modes: m.training = mode
     return den, x0.to(p.device, kind)
+
+def _told(ck, labels, n, device):
+    "What the network is told beside image and level: a label for each image, or nothing"
+    classes, null = getattr(ck, 'classes', None), getattr(ck, 'null_label', None)
+    if classes is None and labels is None: return ()
+    number = lambda y: (-1 if null is None else null) if y is None else y
+    several = isinstance(labels, (list, tuple))
+    y = torch.as_tensor([*map(number, labels)] if several else number(labels))
+    known = classes is not None and all(k == null or 0 <= k < classes for k in y.flatten().tolist())
+    if y.is_floating_point() or not known or y.shape not in ((), (n,)):
+        raise RequestError('this network takes no labels' if classes is None else
+                           f'this network wants a label in 0…{classes - 1}, one for all or one '
+                           f'for each of {n} images, not {labels!r}')
+    return y.to(device).expand(n),
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #a3450bb4
 def slerp(
