@@ -42,8 +42,7 @@ def wants_data(log):
 def stored():
     "Faults in what is tracked: paths of a machine, outputs with errors or too large, notebooks that would not run or are not in the guide"
     for f in tracked():
-        try: s = Path(f).read_text(encoding='utf-8')
-        except UnicodeDecodeError: continue
+        s = Path(f).read_text(encoding='utf-8', errors='replace')             # weights hold text, too
         yield from (f'{f}: path of a machine: {m}' for m in MACHINE.findall(s))
     notebooks = tracked('nbs/*.ipynb')
     yield from (f'tracked, but keeps notebooks from running: {f}' for f in tracked() if Path(f).name == '.notest')

@@ -493,7 +493,8 @@ class Run:
         if stage_end: self.keep[stage_end] = self.state(best.params)
         config = {k: v for k, v in self.meta.get('config', {}).items() if k != 'training'}
         config['loss'] = dict(parameterization='consistency')
-        record = dict(args={k: v for k, v in vars(a).items()}, curve=self.curve[::max(1, len(self.curve)//400)], evaluations=self.evals, baseline=self.baseline,
+        places = {'out', 'teacher', 'assets', 'data'}                                # of one machine
+        record = dict(args={k: v for k, v in vars(a).items() if k not in places}, curve=self.curve[::max(1, len(self.curve)//400)], evaluations=self.evals, baseline=self.baseline,
                       seconds=round(clock(), 1), pairs=self.pairs, paths=self.paths.made, iterations=self.it, seed=a.seed, device=torch.cuda.get_device_name() if self.cuda else 'cpu',
                       torch=torch.__version__, compiled=self.call is not self.net, ema=best.kind,
                       head=dict(kind=a.head, kappa=a.kappa, saturate=a.saturate, formula={'eps': 'a*x - s*(N - s*x)/max(a,kappa)', 'v': 'a*x - s*N', 'x0': 'N'}[a.head] + ', clamped to [-1,1]'),
