@@ -77,6 +77,9 @@ def _folder_kind(cfg):
     kind = str(cfg.get('_class_name', 'DDPMScheduler'))
     stranger = any(w in kind for w in _strangers) or 'Flax' in kind
     if not stranger and (_family & set(cfg)): return kind.removesuffix('Scheduler')
+    if not stranger and kind.startswith(('DDPM', 'DDIM')):
+        raise CheckpointError(f'the file of its {kind} holds no betas: it wants beta_schedule, '
+                              'or beta_start and beta_end')
     raise CheckpointError(f'its scheduler is a {kind}, which is of another family; read here are '
                           'those whose file holds the betas of a DDPM, such as DDPMScheduler, '
                           'DDIMScheduler and DPMSolverMultistepScheduler')
