@@ -16,6 +16,7 @@ from torch import nn
 from fastcore.basics import patch
 from ..basics.errors import RequestError, CheckpointError
 from ..basics.recipes import Recipe
+from ..sampler.denoisers import PREDICTS
 from ..sampler.schedules import Schedule
 from .unets import UNet, _some
 
@@ -25,7 +26,7 @@ class Checkpoint:
     "A trained network and what sampling must know about it"
     net: nn.Module             # asked as net(x_t, index), with its own integer index 0…T−1, (b,)
     schedule: Schedule         # the one that it was trained with
-    predicts: str = 'eps'      # 'eps', 'x0' or 'v'
+    predicts: str = 'eps'      # a kind from PREDICTS: eps, x0, v, eps_capped
     shape: tuple = (1,32,32)   # of one image, (c,h,w), or of other data: (c,length), (d,), …
     epoch: int|None = None     # of its training, counted from 0
     step: int|None = None      # of its training, counted from 0
@@ -37,6 +38,8 @@ class Checkpoint:
     defaults: Recipe|None = None        # how its makers sample it; a dictionary becomes one
     classes: int|None = None            # it takes a label 0…classes−1 with each image; None: none
     null_label: int|None = None         # the label that means none of them; None: it has no such
+    student: dict|None = None           # of a distilled network: its method, its plans, a list of
+                                        # levels for each number of steps, teacher, record of training
 
     def __post_init__(self):
         "Refuse what could not be sampled"
@@ -55,8 +58,8 @@ class Checkpoint:
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #6974e667
 def _check_predicts(predicts):
-    if predicts not in ('eps', 'x0', 'v'):
-        raise RequestError(f"predicts must be 'eps', 'x0' or 'v', not {predicts!r}")
+    if predicts not in PREDICTS:
+        raise RequestError(f'predicts must be one of {", ".join(PREDICTS)}, not {predicts!r}')
 
 def _checked_shape(shape, eighths=True):
     "`shape` as positive integers; three, with sides that it can halve three times, for the U-Net"
@@ -81,7 +84,13 @@ def info(self:Checkpoint,
     return dict(file=Path(self.path).name if self.path else None, kind=self.kind,
         weights=self.weights, epoch=self.epoch, step=self.step, data=self.dataset,
         shape=_plain(self.shape), schedule=_plain(self.schedule), predicts=self.predicts,
-        network=_network(self.net), parameters=f'{n:,}', device=str(self.device), notes=self.notes)
+        **({} if self.student is None else dict(student=_made_for(self))), network=_network(self.net), parameters=f'{n:,}', device=str(self.device), notes=self.notes)
+
+def _made_for(ck):
+    "What a student is, in words"
+    plans = '; '.join(f'{n}: t = {", ".join(map(str, ts))}' for n, ts in ck.plans.items())
+    teacher = ck.student.get('teacher')
+    return ck.student['method'] + f' of {teacher}'*bool(teacher) + f', for steps {plans}'
 
 def _network(net):
     "A network in few words"
@@ -104,6 +113,10 @@ def device(self:Checkpoint)->torch.device: # where its weights are
 def dataset(self:Checkpoint)->str|None: # the name of what it was trained on
     return _get(self.config or {}, 'dataset.name', 'data.dataset')
 
+@patch(as_prop=True)
+def plans(self:Checkpoint)->dict: # {number of steps: levels}; empty: it is no student
+    return {len(ts): tuple(ts) for ts in (self.student or {}).get('plans', ())}
+
 @patch
 def __repr__(self:Checkpoint):
     rows = [(k, '–' if v is None else v) for k,v in self.info().items() if k!='notes']
@@ -124,7 +137,7 @@ class Asked:
     "What the caller of `load_checkpoint` wants of a file, or knows about it"
     weights: str = 'ema'                # 'ema' or 'raw'
     schedule: Schedule|str|None = None  # a Schedule, or a name from SCHEDULES
-    predicts: str|None = None           # 'eps', 'x0' or 'v'
+    predicts: str|None = None           # a kind from PREDICTS
     shape: tuple|None = None            # of one image, (c,h,w)
     net: nn.Module|None = None          # a network of the caller's, to be filled
 
@@ -183,10 +196,11 @@ def _number(v, what, whole=False):
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #c01a7e1f
 _predictions = dict(eps='eps', epsilon='eps', noise='eps', x0='x0', x_0='x0', x_start='x0',
-                    sample='x0', v='v', v_prediction='v', velocity='v')
+                    sample='x0', v='v', v_prediction='v', velocity='v',
+                    eps_capped='eps_capped')
 
 def _prediction(name):
-    "'eps', 'x0' or 'v' for one of their names, None for none"
+    "A kind from PREDICTS for one of its names, None for none"
     if name is None or name in list(_predictions): return _predictions.get(name)
     raise CheckpointError(f'its configuration gives the prediction as {name!r}, which is none of '
                           "eps, x0, v: pass predicts='eps', 'x0' or 'v'")

@@ -41,7 +41,7 @@ def _rebuilt(about, net=None):
                           f'pass another to be filled, net={about["kind"]}')
 
 # %% ../../nbs/2_networks/09_safe_files.ipynb #b2d3637d
-def _tensors_of(net):
+def _tensors_of(net, half=False):
     "The network's state dict, each tensor by itself in memory, all of them numbers"
     tensors = net.state_dict()
     if bad := next((n for n,v in tensors.items() if not isinstance(v, Tensor)), None):
@@ -50,7 +50,8 @@ def _tensors_of(net):
                            f'`{bad}` is a {kind}')
     _check_finite(tensors)
     own = dict(memory_format=torch.contiguous_format)
-    return {n: v.detach().cpu().clone(**own) for n,v in tensors.items()}
+    kept = {n: v.detach().cpu().clone(**own) for n,v in tensors.items()}
+    return {n: v.half() if half and v.is_floating_point() else v for n,v in kept.items()}
 
 def _record_of(ck):
     "All else that a checkpoint knows, as plain values"
@@ -60,7 +61,7 @@ def _record_of(ck):
     return dict(format=1, network=_described(ck.net), schedule=schedule, predicts=ck.predicts,
         shape=ck.shape, epoch=ck.epoch, step=ck.step, weights=ck.weights, config=ck.config,
         defaults=ck.defaults and ck.defaults.said(), notes=ck.notes,
-        classes=ck.classes, null_label=ck.null_label)
+        classes=ck.classes, null_label=ck.null_label, student=ck.student)
 
 # %% ../../nbs/2_networks/09_safe_files.ipynb #06842738
 _zeros = b'0'*64
@@ -77,12 +78,13 @@ def _is_sealed(data, seal):
 def save_checkpoint(
     ck:Checkpoint, # the checkpoint
     path:str|Path, # of the file, by custom NAME.safetensors; its folders are made
+    half:bool=False, # in half precision: half the size, weights rounded to eleven bits
 )->Path: # the path
     "Write a checkpoint as safetensors with a record in JSON, whole or not at all"
     path = Path(path).expanduser()
     if path.is_dir(): raise RequestError(f'{path} is a folder: give the name of a file')
     record = json.dumps(dict(sha256=_zeros.decode()) | _record_of(ck), default=str)
-    data = _sealed(safetensors.torch.save(_tensors_of(ck.net), dict(ddpm_sampling=record)))
+    data = _sealed(safetensors.torch.save(_tensors_of(ck.net, half), dict(ddpm_sampling=record)))
     with whole_file(path) as part: part.write_bytes(data)
     return path
 
@@ -141,7 +143,8 @@ def read_safe(
         known = dict(schedule=schedule, predicts=rec['predicts'], shape=tuple(rec['shape']))
         net = _rebuilt(rec['network'], asked.net)
         facts = {k: rec[k] for k in ('epoch', 'step', 'config', 'defaults')}
-        facts |= {k: rec.get(k) for k in ('classes', 'null_label')}
+        facts |= {k: rec.get(k) for k in ('classes', 'null_label', 'student')}
+        tensors = {n: v.float() if v.dtype == torch.float16 else v for n,v in tensors.items()}
         tensors, notes = {rec['weights']: tensors}, rec['notes']
     except (KeyError, TypeError):
         raise CheckpointError('its record is not as `save_checkpoint` writes it') from None

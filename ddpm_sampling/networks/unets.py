@@ -83,12 +83,12 @@ class UNet(nn.Module):
 
 # %% ../../nbs/2_networks/00_unets.ipynb #ea12b02e
 @patch
-def forward(self:UNet,
+def encode(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
     t:Tensor, # the network's own timestep, (b,) integers 0..T-1
     y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
-)->Tensor: # the prediction, (b,c_out,h,w)
-    "What the network predicts from `x` at its timestep `t`"
+)->tuple: # (embedding, h1, h2, h3, h): what it sees on the way down, and at the bottom
+    "The half of the network that looks"
     if x.shape[-1]%8 or x.shape[-2]%8:
         raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: '
                            'they are halved three times')
@@ -100,7 +100,16 @@ def forward(self:UNet,
     h1 = self.down1(self.input_conv(x), emb)
     h2 = self.down2(F.avg_pool2d(h1, 2), emb)
     h3 = self.down3(F.avg_pool2d(h2, 2), emb)
-    h = self.middle(F.avg_pool2d(h3, 2), emb)
+    return emb, h1, h2, h3, self.middle(F.avg_pool2d(h3, 2), emb)
+
+@patch
+def forward(self:UNet,
+    x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
+    t:Tensor, # the network's own timestep, (b,) integers 0..T-1
+    y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
+)->Tensor: # the prediction, (b,c_out,h,w)
+    "What the network predicts from `x` at its timestep `t`"
+    emb, h1, h2, h3, h = self.encode(x, t, y)
     for skip, up in (h3, self.up3), (h2, self.up2), (h1, self.up1):
         h = up(torch.cat([F.interpolate(h, scale_factor=2.), skip], dim=1), emb)
     return self.output_conv(h)

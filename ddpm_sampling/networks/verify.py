@@ -15,6 +15,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError, CheckpointError
+from ..sampler.denoisers import CAP
 from ..sampler.schedules import Schedule, noisy
 from ..sampler.loop import keyed_noise
 from .checkpoints import Checkpoint, _plain
@@ -22,12 +23,17 @@ from .loading import load_checkpoint
 
 # %% ../../nbs/2_networks/11_verify.ipynb #dc821a9b
 def _target(x0, eps, abar, predicts):
-    "What a network that predicts eps, x0 or v was asked for in training"
-    return dict(eps=eps, x0=x0, v=abar**.5*eps - (1 - abar)**.5*x0)[predicts]
+    "What a network that predicts eps, x0 or v was asked for in training, or a student should say"
+    a, b = abar**.5, (1 - abar)**.5
+    capped = b*noisy(x0, eps, abar) + _capped(a)*(a*noisy(x0, eps, abar) - x0)/b
+    return dict(eps=eps, x0=x0, v=a*eps - b*x0, eps_capped=capped)[predicts]
+
+def _capped(a): return torch.as_tensor(a).clamp(min=CAP)
 
 def _in_eps(abar, predicts):
     "A squared error in eps, for one in the network's own prediction"
-    return dict(eps=abar**0, x0=abar/(1 - abar), v=abar)[predicts]
+    capped = abar/np.maximum(abar, CAP**2)
+    return dict(eps=abar**0, x0=abar/(1 - abar), v=abar, eps_capped=capped)[predicts]
 
 # %% ../../nbs/2_networks/11_verify.ipynb #0f2f8923
 class _Probe:
@@ -264,7 +270,7 @@ _verdicts = {True: 'passed: no other reading fits clearly better', False: 'FAILE
 def _try_readings(ck, x0, seed, batch_size, y=None):
     "The best other reading of each family: family -> (name, losses, losses of the record)"
     n, best = 16, {}
-    t = _spread(n, ck.schedule.T)
+    t = _levels(ck, n)
     probe = _Probe(ck, x0[:n], t, seed=seed, batch_size=batch_size, y=y)
     rec = probe.losses()
     for family,name,kw in _readings(probe):
@@ -272,6 +278,14 @@ def _try_readings(ck, x0, seed, batch_size, y=None):
         if family not in best or alt.mean()<best[family][1].mean(): best[family] = (name, alt, rec)
     if raw := _raw_net(ck): best['weights'] = ('raw', probe.losses(net=raw), rec)
     return best
+
+def _levels(ck, n):
+    "n levels to test at: all of them; of a student those where it tells the image of its input"
+    last, own = ck.schedule.T, {t for ts in ck.plans.values() for t in ts}
+    if not own: return _spread(n, last)
+    last = int((ck.schedule.abar >= CAP**2).sum()) - 1
+    if ck.student['method'] == 'consistency': return _spread(n, last)
+    return np.sort(np.resize([t for t in own if t <= last] or [min(own)], n))
 
 def _spread(n, T): return 1 + ((np.arange(n) + .5)*T/n).astype(int)
 
@@ -281,7 +295,7 @@ def _judge(ck, x0, seed, batch_size, trained=True, y=None):
     tried, findings, remarks = _try_readings(ck, x0, seed, batch_size, y), [], []
     raw = tried.pop('weights', None)
     wrong = {f: v for f,v in tried.items() if _fits_better(*v[1:])}
-    if trained and not wrong and (s := _shift(ck, x0, seed, y)):
+    if trained and not wrong and not ck.plans and (s := _shift(ck, x0, seed, y)):
         wrong = {'timestep': (_shifted(s[0]), *s[1:])}
     if wrong:
         f, (name, alt, rec) = min(wrong.items(), key=lambda w: w[1][1].mean()/w[1][2].mean())
@@ -308,7 +322,7 @@ def self_test(
     "Does the network behave as its record says? Its loss over t, and under other readings"
     x0, name = _images_for(ck, images, labels)
     if x0 is None: return SelfTest(None, remarks=(name,), title=_who(ck))
-    t, y = _spread(len(x0), ck.schedule.T), _labels_for(ck, images, labels, len(x0))
+    t, y = _levels(ck, len(x0)), _labels_for(ck, images, labels, len(x0))
     probe = _Probe(ck, x0, t, seed=seed, batch_size=batch_size, y=y)
     loss, floor = probe.losses(), _pixel_filter(x0, probe.abar, ck.predicts)
     mean, least, silent = loss.mean().item(), floor.mean().item(), _silence(probe)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from ..basics.errors import RequestError, nearest
 from .ddim import ddim_step
+from .flow_maps import consistency_step
 from .loop import ddpm_step
 from .odes import heun_step
 from .multistep import dpmpp_step, ipndm_step, unipc_step
@@ -19,7 +20,7 @@ from .stochastic_solvers import adams_step
 # %% ../../nbs/1_sampler/15_samplers.ipynb #f17321aa
 SAMPLERS = dict(
     ddpm=ddpm_step, ddim=ddim_step, adams=adams_step, ipndm=partial(ipndm_step, order=3),
-    dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step)
+    dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step, consistency=consistency_step)
 VARIANCES = 'posterior', 'beta', 'learned', 'analytic'
 FEW = {adams_step, ipndm_step, dpmpp_step, unipc_step, heun_step}     # made for few steps
 

@@ -106,6 +106,28 @@ def _own_plan(sched, plan, spacing):
                                f'its abar at t = {t} is {abar:.6g}; make one with ck.schedule.plan')
     return plan
 
+# %% ../../nbs/3_sampling/00_resolving.ipynb #b4f7bdf8
+def _of_student(ck, how):
+    "The recipe with a student's own levels; what it was not made for is refused, or told"
+    if ck.student is None and how.sampler != 'consistency': return how
+    if ck.student is None:
+        raise RequestError("sampler 'consistency' is for students, this network is none: take "
+                           "load_checkpoint('mnist-consistency'), or make one: ddpm distill")
+    own, counts = ck.defaults.sampler, ', '.join(map(str, sorted(ck.plans)))
+    if how.sampler == own and how.steps in ck.plans and how.spacing is None:
+        return replace(how, steps=ck.plans[how.steps])
+    listed = isinstance(how.steps, tuple)                                   # a Plan is one, too
+    levels = tuple(r.t for r in how.steps) if isinstance(how.steps, Plan) else how.steps
+    free = ck.student['method'] == 'consistency' and listed or levels in ck.plans.values()
+    if how.sampler == own and free: return how
+    asked = len(levels) if listed else how.steps or 'as many as it likes'
+    name = how.sampler if isinstance(how.sampler, str) else 'a step of your own'
+    said = f'this student was made for {own} with {counts} steps, not for {name} with {asked}'
+    if not (listed or how.spacing):
+        raise RequestError(f'{said}; a list of levels or a spacing says that it is meant')
+    warnings.warn(f'{said}: its images will be poor', stacklevel=4)
+    return how
+
 # %% ../../nbs/3_sampling/00_resolving.ipynb #bc7493b1
 def check_start(
     ck:Checkpoint,   # the checkpoint
@@ -166,6 +188,7 @@ def resolve(
 )->Resolved: # or a RequestError, before anything is computed
     "What a recipe means for a checkpoint"
     how = Recipe.of(how, **settings).filled(Recipe.of(ck.defaults))
+    how = _of_student(ck, how)
     step = step_of(how.sampler, how.eta, how.variance)
     variance = _variance(ck, how.variance, how.clip)
     if variance is not None: step = partial(step, var=variance)

@@ -117,13 +117,14 @@ def make_optimizers(
     lr_adamw:float,     # of AdamW
     betas:list,         # of AdamW, two
     weight_decay:float, # of both
-)->dict: # {'muon': for the inner kernels, 'adamw': for all else}
+)->dict: # {'muon': for the inner kernels, if there are any, 'adamw': for all else}
     "The two optimizers of a network"
     kernels = [p for p in net.parameters() if p.ndim == 4 and min(p.shape[:2]) >= 8]
     inner = {id(p) for p in kernels}
     rest = [p for p in net.parameters() if id(p) not in inner]
     adamw = torch.optim.AdamW(rest, lr_adamw, betas=tuple(betas), weight_decay=weight_decay)
-    return dict(muon=ConvMuon(kernels, lr, weight_decay), adamw=adamw)
+    muon = dict(muon=ConvMuon(kernels, lr, weight_decay)) if kernels else {}
+    return muon | dict(adamw=adamw)
 
 # %% ../../nbs/6_students/00_training.ipynb #2f102c3c
 class Trainer:
