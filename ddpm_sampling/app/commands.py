@@ -12,6 +12,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from .configurations import _mistake, read_config
+from .distilling import distill_options, distilled
 from .requests import (
     _Parser, _asked, _checkpoints, _crc, _file_options, _film_options, _film_paths, _grid_options,
     _grid_path, _labelled, _load, _quality_options, _recipe, _sampling_options, _settle, _times)
@@ -162,6 +163,7 @@ def _evaluate(a, cfg, list_jobs, name):
                        f'--num-samples of at least {LEAST}, better 1000')
     cks = _checkpoints(a, cfg)
     ref, extractor = _reference(a, list(cks.values()))
+    if a.usual and all(ck.student for ck in cks.values()): a.sampler = None       # its own
     how = _recipe(a, cfg, next(iter(cks.values())))
     like = Job(None, how, '', a.num_samples, a.seed, batch_size=a.batch_size,
                labels=_labelled(a, a.num_samples, rows=False))
@@ -252,8 +254,14 @@ def _commands():
         'compare.ckpts': (_compare_ckpts, measuring,
                           'compare checkpoints, samplers and numbers of steps: '
                           'a table, curves, panels and a report below OUT'),
+        'distill': (_distill, (distill_options,),
+                    'train a student of a checkpoint, for one to four steps, below OUT/students'),
         'info': (_info, (_info_options,),
                  'tell what a checkpoint holds, and whether it passes the self-test')}
+
+def _distill(a, cfg):
+    "`ddpm distill`: a student of a checkpoint"
+    return distilled(a, cfg, partial(_tell, a), partial(_wrote, a))
 
 def _info_options(p):
     "What only `info` takes"

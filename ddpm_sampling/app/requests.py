@@ -176,7 +176,7 @@ def _settle(args, cfg):
     if 'weights' in said: said['weights'] = 'ema' if said['weights'] else 'raw'
     if 'out' not in given: said |= {k: cfg.get(f'sample.save_{k}_path') for k in ('grid', 'anim')}
     if hasattr(args, 'reference'):                            # a measurement, not a gallery
-        given = dict(sampler='ddim', num_samples=1000) | given
+        given = dict(sampler='ddim', num_samples=1000, usual='sampler' not in given) | given
     several = len(given.get('label', [0]))                    # images of a film, rows of a gallery
     if several > 1 and not (hasattr(args, 'record_every') or 'num_samples' in given | said):
         given['num_samples'] = 8*several
@@ -216,6 +216,13 @@ def _find(a, cfg):
     if listed: return _look_up(listed[-1], [home])
     if folder: return _newest(home, a.weights)
     _ships(cfg, 'no checkpoint for {} ships', 'give one with --ckpt FILE')
+    sampler = getattr(a, 'sampler', None) or cfg.get('sample.sampler')
+    if sampler == 'consistency': return _named('mnist-consistency')
+
+def _named(name):
+    "The file of a checkpoint that ships with a name; None: there is none of this name"
+    from ddpm_sampling.networks.loading import bundled_names
+    return bundled_names().get(name)
 
 def _ships(cfg, none, do):
     "Refuse what the package has no checkpoint for"
@@ -228,6 +235,7 @@ def _look_up(name, folders):
     for folder in folders:
         for p in (folder/name, folder/f'{name}.pt', folder/f'{name}.safetensors'):
             if p.exists(): return p
+    if path := _named(str(name)): return path
     own = folders[-1] == _assets()
     where, names = ('the package', 'mnist_epoch_*.pt') if own else (folders[-1], '*')
     there = ', '.join(p.name for p in _in(folders[-1], names)[-8:]) or 'none'
@@ -395,8 +403,9 @@ def _crc(x): return f'{zlib.crc32(x if isinstance(x, bytes) else str(x).encode()
 # %% ../../nbs/7_app/01_requests.ipynb #be7bfbe1
 def _name(a, ck, way, own):
     "A file name, without ending, of all settings on which a picture depends; `own`: the command's"
-    from ddpm_sampling.networks.loading import bundled_checkpoints
-    shipped, how = any(ck.path == b['path'] for b in bundled_checkpoints()), way.how.said()
+    from ddpm_sampling.networks.loading import bundled_checkpoints, bundled_names
+    ours = [*(b['path'] for b in bundled_checkpoints()), *bundled_names().values()]
+    shipped, how = ck.path in ours, way.how.said()
     sampler, steps, clip = (how.pop(k, None) for k in ('sampler', 'steps', 'clip'))
     parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path)}'), ck.weights]
     parts += [f'{sampler}{len(way.plan)}' + f'-{way.plan.key}'*isinstance(steps, tuple)]

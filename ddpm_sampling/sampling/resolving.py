@@ -188,11 +188,10 @@ def resolve(
 )->Resolved: # or a RequestError, before anything is computed
     "What a recipe means for a checkpoint"
     how = Recipe.of(how, **settings).filled(Recipe.of(ck.defaults))
-    how = _of_student(ck, how)
     step = step_of(how.sampler, how.eta, how.variance)
     variance = _variance(ck, how.variance, how.clip)
     if variance is not None: step = partial(step, var=variance)
     dtype = None if how.precision is None else known(how.precision, PRECISIONS, 'precision')
-    plan = _plan(ck, how, step)
+    plan = _plan(ck, _of_student(ck, how), step)
     if how.steps is None: how = replace(how, steps=len(plan))
     return Resolved(how, step, plan, _bound(how.clip), dtype)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['transport', 'Eyes', 'looks', 'plans_for', 'in_its_eyes']
 
-# %% ../../nbs/6_students/02_matching.ipynb #ff7a37aa
+# %% ../../nbs/6_students/02_matching.ipynb #c8f9776d
 import math
 import numpy as np, torch
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from ..basics.errors import RequestError
 from ..networks.checkpoints import Checkpoint
 from ..networks.unets import UNet
 from ..sampler.loop import keyed_noise
-from ..sampler.schedules import noisy
+from ..sampler.plans import distinct
+from ..sampler.schedules import Schedule, noisy
 from .distilling import Distiller
 
 # %% ../../nbs/6_students/02_matching.ipynb #74943542
@@ -113,14 +114,16 @@ def __call__(self:Eyes,
     "The features"
     return [(v - mean) @ W for v, (mean, W, _) in zip(self.raw(x, z, y), self.axes)]
 
-# %% ../../nbs/6_students/02_matching.ipynb #f74e5631
+# %% ../../nbs/6_students/02_matching.ipynb #3033a690
 def plans_for(
-    sched, # the Schedule
+    sched:Schedule, # of the teacher
 )->tuple: # levels for one, two and four steps
     "Where a student of one, two and four steps is asked: at σ̄ = 1.25, and 3.4, 0.95, 0.34"
     sigbar = ((1 - sched.abar[1:])/np.maximum(sched.abar[1:], 1e-9))**.5
-    level = lambda s: 1 + int(np.abs(np.log(sigbar/s)).argmin())
-    return (sched.T,), (sched.T, level(1.25)), (sched.T, level(3.4), level(.95), level(.34))
+    def plan(*sigmas):
+        ts = np.searchsorted(sigbar[:-1], sorted(sigmas)) + 1.
+        return tuple(distinct(np.append(ts, sched.T), sched.T)[::-1].tolist())
+    return plan(), plan(1.25), plan(3.4, .95, .34)
 
 def _walked(d, plan, k, z, y, g):
     "The state in which the student is asked for the k-th time, (b,…)"
