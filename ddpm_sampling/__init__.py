@@ -23,11 +23,12 @@ _home = {name: module for module, names in {
     'sampler.likelihood': 'variational_bound',
     'sampler.guidance': 'classifier_free clipping guided',
     'sampler.inpainting': 'guided_x0 repaint',
+    'sampler.flow_maps': 'consistency_step',
     'sampler.samplers': 'SAMPLERS',
     'networks.checkpoints': 'Checkpoint',
     'networks.adapters': 'Adapter',
     'networks.safe_files': 'save_checkpoint',
-    'networks.loading': 'bundled_checkpoints load_checkpoint',
+    'networks.loading': 'bundled_checkpoints bundled_names load_checkpoint',
     'networks.verify': 'self_test',
     'networks.error_curves': 'errors_of',
     'sampling.front_door': 'sample',
@@ -50,6 +51,7 @@ _home = {name: module for module, names in {
     'quality.neighbours': 'closest memorisation prdc',
     'quality.pixels': 'diversity pixel_stats sliced_wasserstein',
     'quality.perceptual': 'LpipsMissing lpips_distance lpips_diversity',
+    'students.runs': 'distill gains',
     'app.playground': 'Playground Playground2D',
 }.items() for name in names.split()}
 __all__ = sorted(_home)

@@ -137,10 +137,11 @@ def _image(a, t):
 # %% ../../nbs/7_app/05_playground.ipynb #f18f71ed
 def dials(
     sampler:str, # a name from SAMPLERS
-)->set: # of 'eta' and 'variance'
+)->set: # of 'eta', 'variance' and 'spacing'
     "The settings that a sampler has of its own"
     has = inspect.signature(known(sampler, SAMPLERS, 'sampler')).parameters
-    return {name for name, arg in (('eta', 'eta'), ('variance', 'var')) if arg in has}
+    own = {name for name, arg in (('eta', 'eta'), ('variance', 'var')) if arg in has}
+    return own | (set() if sampler == 'consistency' else {'spacing'})
 
 _SHOWN = Recipe('ddim', 20, 0., 'posterior', 'linspace', True)      # where a recipe is silent
 
@@ -172,6 +173,7 @@ class Dials:
             clip=_dial(W.Checkbox, 'keep x̂₀ in [−1, 1]', how.clip),
             label=pick(wish[0], _wish(label), ['any', *map(str, range(wish[1]))]),
             scale=slide('scale', settings.scale, 16, .5))
+        self.plans = {}                                # of a student, which has its own levels
         self.scaled = True                             # does a label act as strongly as is asked?
         for name in ('sampler', 'label'): self.of[name].observe(lambda _: self.grey(), 'value')
         self.grey()
@@ -183,7 +185,7 @@ def _wish(label): return 'any' if label is None else str(label)
 def grey(self:Dials)->None: # the widgets are changed
     "Grey out what the sampler does not read"
     own = dials(self.of['sampler'].value)
-    for name in ('eta', 'variance'): self.of[name].disabled = name not in own
+    for name in ('eta', 'variance', 'spacing'): self.of[name].disabled = name not in own
     self.of['scale'].disabled = self.of['label'].value == 'any' or not self.scaled
 
 @patch
@@ -195,6 +197,9 @@ def offer(self:Dials,
     options = ('any',)*self.scaled + tuple(map(str, range(ck.classes or 10)))
     dial.description = 'class' if ck.classes else 'digit'
     if tuple(dial.options) != options: dial.options = options          # and chooses the first
+    self.plans = ck.plans
+    if ck.student is not None:                                         # made for one way alone
+        self.of['sampler'].value, self.of['steps'].value = ck.defaults.sampler, ck.defaults.steps
     self.grey()
 
 @patch
@@ -202,7 +207,8 @@ def settings(self:Dials)->Settings: # without what is greyed out
     "What the widgets say"
     says = {name: w.value for name, w in self.of.items()}
     label, scale = says.pop('label'), says.pop('scale')
-    unread = {'eta', 'variance'} - dials(says['sampler'])
+    unread = {'eta', 'variance', 'spacing'} - dials(says['sampler'])
+    if says['steps'] in self.plans: unread |= {'spacing'}
     how = Recipe(**{k: v for k, v in says.items() if k not in unread})
     return Settings(how, None if label == 'any' else int(label), scale)
 

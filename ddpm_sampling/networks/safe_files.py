@@ -83,7 +83,8 @@ def save_checkpoint(
     "Write a checkpoint as safetensors with a record in JSON, whole or not at all"
     path = Path(path).expanduser()
     if path.is_dir(): raise RequestError(f'{path} is a folder: give the name of a file')
-    record = json.dumps(dict(sha256=_zeros.decode()) | _record_of(ck), default=str)
+    facts = dict(sha256=_zeros.decode()) | _record_of(ck) | ({'half': True} if half else {})
+    record = json.dumps(facts, default=str)
     data = _sealed(safetensors.torch.save(_tensors_of(ck.net, half), dict(ddpm_sampling=record)))
     with whole_file(path) as part: part.write_bytes(data)
     return path
@@ -144,7 +145,7 @@ def read_safe(
         net = _rebuilt(rec['network'], asked.net)
         facts = {k: rec[k] for k in ('epoch', 'step', 'config', 'defaults')}
         facts |= {k: rec.get(k) for k in ('classes', 'null_label', 'student')}
-        tensors = {n: v.float() if v.dtype == torch.float16 else v for n,v in tensors.items()}
+        if rec.get('half'): tensors = {n: v.float() for n,v in tensors.items()}
         tensors, notes = {rec['weights']: tensors}, rec['notes']
     except (KeyError, TypeError):
         raise CheckpointError('its record is not as `save_checkpoint` writes it') from None

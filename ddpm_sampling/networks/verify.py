@@ -32,7 +32,7 @@ def _capped(a): return torch.as_tensor(a).clamp(min=CAP)
 
 def _in_eps(abar, predicts):
     "A squared error in eps, for one in the network's own prediction"
-    capped = abar/np.maximum(abar, CAP**2)
+    capped = abar**0 + (abar < CAP**2)*(abar/CAP**2 - 1)
     return dict(eps=abar**0, x0=abar/(1 - abar), v=abar, eps_capped=capped)[predicts]
 
 # %% ../../nbs/2_networks/11_verify.ipynb #0f2f8923
@@ -168,7 +168,7 @@ def _readings(probe):
     "The likely mistakes: (family, name, what `losses` is told)"
     ck, t, T, x = probe.ck, probe.t, probe.ck.schedule.T, probe.x0
     for p in 'eps', 'x0', 'v':
-        if p!=ck.predicts: yield 'predicts', p, dict(predicts=p)
+        if p!=ck.predicts.removesuffix('_capped'): yield 'predicts', p, dict(predicts=p)
     for family in 'linear', 'cosine', 'quadratic', 'sigmoid', 'sigmoid_abar':
         s = Schedule.named(family, T)
         if s!=ck.schedule: yield 'schedule', s.name, dict(index=_nearest_index(s, probe.abar))

@@ -120,7 +120,7 @@ def _of_student(ck, how):
     levels = tuple(r.t for r in how.steps) if isinstance(how.steps, Plan) else how.steps
     free = ck.student['method'] == 'consistency' and listed or levels in ck.plans.values()
     if how.sampler == own and free: return how
-    asked = len(levels) if listed else how.steps or 'as many as it likes'
+    asked = len(levels) if listed else how.steps or 'the usual number'
     name = how.sampler if isinstance(how.sampler, str) else 'a step of your own'
     said = f'this student was made for {own} with {counts} steps, not for {name} with {asked}'
     if not (listed or how.spacing):
