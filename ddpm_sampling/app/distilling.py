@@ -30,7 +30,7 @@ def distill_options(p):
     a('--seed', type=_whole(SEED), metavar='I', help='of all chance (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
-# %% ../../nbs/7_app/06_distilling.ipynb #1b485e59
+# %% ../../nbs/7_app/06_distilling.ipynb #e16c1378
 def distilled(
     a,     # the settled arguments
     cfg,   # the configuration
@@ -43,7 +43,8 @@ def distilled(
     from ddpm_sampling.students.runs import distill, gains, gains_table
     ck = _load(a, cfg)
     method, minutes = getattr(a, 'method', 'consistency'), getattr(a, 'minutes', 60.)
-    out = Path(a.out).expanduser()/'students'/f'{ck.path.stem}-{_checksum(ck.path)}_{method}_seed{a.seed}'
+    name = f'{ck.path.stem}-{_checksum(ck.path)}_{method}_seed{a.seed}'
+    out = Path(a.out).expanduser()/'students'/name
     bar, data = False if a.quiet else None, getattr(a, 'data', None)
     if data is not None: data, notes = read_images(data, ck.shape)
     tell({'teacher': f'{ck.path.name}, {"×".join(map(str, ck.shape))}, on {ck.device}',

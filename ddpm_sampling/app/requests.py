@@ -389,8 +389,11 @@ def _checkpoints(a, cfg):
     return dict(sorted(named.items(), key=by_epoch))
 
 def _names(cks, weights):
-    "The epochs; where two are equal, also file, folder and a checksum of the path"
-    names = ['no epoch' if ck.epoch is None else f'epoch {ck.epoch}' for ck in cks]
+    "The epochs, or the files of students; where two are equal, also file, folder and a checksum of the path"
+    def name(ck):
+        if ck.student is not None: return ck.path.stem
+        return 'no epoch' if ck.epoch is None else f'epoch {ck.epoch}'
+    names = [name(ck) for ck in cks]
     if weights == 'raw': names = [f'{name}, raw' for name in names]
     for more in (lambda p: p.stem, lambda p: p.parent.name, lambda p: _crc(p.resolve())):
         names = [name if names.count(name) == 1 else f'{name}, {more(ck.path)}'

@@ -38,8 +38,8 @@ class Checkpoint:
     defaults: Recipe|None = None        # how its makers sample it; a dictionary becomes one
     classes: int|None = None            # it takes a label 0…classes−1 with each image; None: none
     null_label: int|None = None         # the label that means none of them; None: it has no such
-    student: dict|None = None           # of a distilled network: its method, its plans, a list of
-                                        # levels for each number of steps, teacher, record of training
+    student: dict|None = None           # of a distilled network: method, plans (levels for each
+                                        # number of steps), teacher, record of training
 
     def __post_init__(self):
         "Refuse what could not be sampled"
@@ -84,7 +84,8 @@ def info(self:Checkpoint,
     return dict(file=Path(self.path).name if self.path else None, kind=self.kind,
         weights=self.weights, epoch=self.epoch, step=self.step, data=self.dataset,
         shape=_plain(self.shape), schedule=_plain(self.schedule), predicts=self.predicts,
-        **({} if self.student is None else dict(student=_made_for(self))), network=_network(self.net), parameters=f'{n:,}', device=str(self.device), notes=self.notes)
+        **({} if self.student is None else dict(student=_made_for(self))),
+        network=_network(self.net), parameters=f'{n:,}', device=str(self.device), notes=self.notes)
 
 def _made_for(ck):
     "What a student is, in words"

@@ -15,11 +15,12 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError, CheckpointError
-from ..sampler.denoisers import CAP
+from ..sampler.denoisers import CAP, denoiser
+from ..sampler.multistep import dpmpp_step
 from ..sampler.schedules import Schedule, noisy
-from ..sampler.loop import keyed_noise
+from ..sampler.loop import keyed_noise, sample_steps
 from .checkpoints import Checkpoint, _plain
-from .loading import load_checkpoint
+from .loading import bundled_checkpoints, load_checkpoint
 
 # %% ../../nbs/2_networks/11_verify.ipynb #dc821a9b
 def _target(x0, eps, abar, predicts):
@@ -311,6 +312,38 @@ def _judge(ck, x0, seed, batch_size, trained=True, y=None):
 
 def _instead(a, b): return f'loss {a.mean():.3g} instead of {b.mean():.3g}'
 
+# %% ../../nbs/2_networks/11_verify.ipynb #7aea0e8f
+def _teacher_of(ck):
+    "The teacher of a student, or None where it is not at hand"
+    if not (name := (ck.student or {}).get('teacher')): return None
+    there = [b['path'] for b in bundled_checkpoints()]
+    there += [Path(ck.path).parent/name] if ck.path else []
+    path = next((p for p in there if Path(p).name==name and Path(p).exists()), None)
+    return path and load_checkpoint(path, device=ck.device)
+
+@torch.no_grad()
+def _along_paths(ck, teacher, seed=0, n=16):
+    "{level: how far the answers are from the ends of paths, as a share of that between images}"
+    plan = ck.schedule.plan(min(16, ck.schedule.T), 'karras')
+    den, answer = (denoiser(c.net, c.schedule, c.predicts, 1.) for c in (teacher, ck))
+    z = keyed_noise(seed, range(n), ck.shape).to(ck.device)
+    *states, end = sample_steps(den, plan, z, dpmpp_step)
+    others = (end.x - end.x.roll(1, 0)).square().mean()
+    said = {st.t: answer(st.x, st.t, row.abar_t)[0] for st, row in zip(states, plan)}
+    return {t: ((x - end.x).square().mean()/others).sqrt().item() for t, x in said.items()}
+
+def _of_teacher(ck, seed):
+    "(findings, remarks) about a student beside its teacher"
+    if ck.classes or (teacher := _teacher_of(ck)) is None: return [], []
+    off = _along_paths(ck, teacher, seed)
+    if ck.student['method']!='consistency': off = {t: v for t, v in off.items() if t==ck.schedule.T}
+    said = f'along paths of {ck.student["teacher"]}: {off[ck.schedule.T]:.2f} off from pure noise'
+    low = [v for t, v in off.items() if ck.schedule.abar[t]>=CAP**2]
+    if not low: return [], [said]
+    said += f', {max(low):.2f} where the image shows through (1: another image)'
+    if max(low)<.6: return [], [said]
+    return [f'student: it is none of {ck.student["teacher"]}, {said}'], []
+
 # %% ../../nbs/2_networks/11_verify.ipynb #0fd5f153
 def self_test(
     ck:Checkpoint, # the checkpoint to test
@@ -328,6 +361,9 @@ def self_test(
     mean, least, silent = loss.mean().item(), floor.mean().item(), _silence(probe)
     trained, findings, remarks, tried = mean<.8*silent, [], [], []
     if np.isfinite(mean): findings, remarks, tried = _judge(ck, x0, seed, batch_size, trained, y)
+    if ck.student is not None and np.isfinite(mean):
+        more, told = _of_teacher(ck, seed)
+        findings, remarks = findings + more, remarks + told
     if not findings and not trained:
         findings = [f'the network has learned nothing: loss {mean:.3g}, '
                     f'and an answer of zeros has {silent:.3g}']

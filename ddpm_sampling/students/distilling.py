@@ -169,14 +169,13 @@ def fit(self:Distiller,
     self.save()
     return self.student()
 
-# %% ../../nbs/6_students/01_distilling.ipynb #3a2781e2
+# %% ../../nbs/6_students/01_distilling.ipynb #1584d2bf
 @patch
 def key(self:Distiller)->str:
     "What the run was asked for, as a hash"
     named = getattr(self.method, 'key', None) or getattr(self.method, '__name__', '')
-    parts = [v for t in (self.teacher,) if (v := dict(t.net.state_dict())) and weights_key(t)]
-    asked = [len(parts) and weights_key(self.teacher), named, self.iterations, self.seed,
-             self.bound, sorted(self.c.items())]
+    teacher = weights_key(self.teacher) if self.teacher.net.state_dict() else 'a formula'
+    asked = [teacher, named, self.iterations, self.seed, self.bound, sorted(self.c.items())]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 @patch
@@ -204,7 +203,7 @@ def resume(self:Distiller)->None:
     self.it, self.seconds, self.curve = state['it'], state['seconds'], state['curve']
     self.memory = state['memory']
 
-# %% ../../nbs/6_students/01_distilling.ipynb #ea3b5492
+# %% ../../nbs/6_students/01_distilling.ipynb #698b8b82
 @patch
 def student(self:Distiller,
     method:str='consistency',                         # or progressive
@@ -219,7 +218,7 @@ def student(self:Distiller,
                 teacher=ck.path.name if ck.path else None)
     net = copy.deepcopy(self.ema.module if self.it else self.net).eval().requires_grad_(False)
     sampler = 'consistency' if method == 'consistency' else 'ddim'
-    return Checkpoint(net, ck.schedule, 'eps_capped', ck.shape, ck.epoch, self.it, 'ema',
+    return Checkpoint(net, ck.schedule, 'eps_capped', ck.shape, None, self.it, 'ema',
         config=ck.config, kind='a student', defaults=dict(sampler=sampler, steps=steps),
         classes=ck.classes, null_label=ck.null_label, student=made)
 

@@ -55,7 +55,7 @@ class Eyes:
             with torch.no_grad(): parts.append(self.raw(part.to(ck.device), z.to(ck.device), y))
         self.axes = [self._axes(torch.cat(part), dim) for part in zip(*parts)]
 
-# %% ../../nbs/6_students/02_matching.ipynb #921170f5
+# %% ../../nbs/6_students/02_matching.ipynb #b934e275
 def looks(
     net:nn.Module, # of a checkpoint
 )->Callable: # look(x, index, y) -> [feature maps (b,c,h,w)], the last of the middle
@@ -69,8 +69,9 @@ def looks(
                            'to look through: its students are trained without matching')
     down = sorted(n for n in named if n.split('.')[:-1] == ['down_blocks'])[-2:]
     def look(x, i, y=None):
-        seen, hooks = {}, []
-        def keep(name): return lambda m, a, out: seen.update({name: out[0] if isinstance(out, tuple) else out})
+        seen = {}
+        first = lambda out: out[0] if isinstance(out, tuple) else out
+        def keep(name): return lambda m, a, out: seen.update({name: first(out)})
         hooks = [named[n].register_forward_hook(keep(n)) for n in (*down, middle[0])]
         try: net(x, i, *([] if y is None else [y]))
         finally:

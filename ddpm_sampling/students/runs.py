@@ -27,20 +27,17 @@ from .distilling import Distiller, along_paths
 from .matching import Eyes, in_its_eyes, looks, plans_for
 from .progressive import progressive, two_in_one
 
-# %% ../../nbs/6_students/05_runs.ipynb #c0b94a4e
+# %% ../../nbs/6_students/05_runs.ipynb #6af463dd
 SHARES = dict(paths=.45, images=.1, eyes=.45)       # of the minutes of a consistency student
 
 def _seconds(method, d, n=2):
-    "Of an iteration, by a probe that leaves no trace"
-    g = torch.Generator()
-    times = []
+    "Of an iteration, by a probe with a run that is thrown away"
+    g, times = torch.Generator(), []
     for k in range(n + 1):
         begin = time.perf_counter()
-        d.method(d, g.manual_seed(k)).backward()
+        method(d, g.manual_seed(k)).backward()
         times.append(time.perf_counter() - begin)
-    d.net.zero_grad()
-    d.memory.clear()
-    return min(times[1:])
+    return float(np.median(times[1:]))
 
 def _kept(path, make):
     "What was written down in a JSON file, or else what is made now, written down"
@@ -73,7 +70,7 @@ def good_images(
             bar.update(len(idx))
     return torch.cat(parts)
 
-# %% ../../nbs/6_students/05_runs.ipynb #c620b00f
+# %% ../../nbs/6_students/05_runs.ipynb #3cb80943
 def distill(
     ck:Checkpoint,          # the teacher
     out:Path,               # folder for the student and for the state of the run
@@ -109,7 +106,8 @@ def _check_request(ck, method, minutes, data):
 
 def _faster(ck, method, **training):
     "(seconds of an iteration, in bfloat16?): whatever is faster on this machine"
-    times = [_seconds(method, Distiller(ck, method, 1, bfloat16=b, **training)) for b in (False, True)]
+    times = [_seconds(method, Distiller(ck, method, 1, bfloat16=b, **training))
+             for b in (False, True)]
     return min(times), times[1] < .9*times[0]
 
 def _consistency(ck, out, minutes, data, seed, progress, say):
@@ -120,7 +118,8 @@ def _consistency(ck, out, minutes, data, seed, progress, say):
     def plan():
         seconds, bfloat16 = _faster(ck, along_paths)
         share = 1. if blind else SHARES['paths']
-        images = int(np.clip(minutes*60*SHARES['images']/(12*seconds/4), 256, 8192))
+        one = seconds/512               # of one evaluation; a step with 128 pairs costs as many
+        images = int(np.clip(minutes*60*SHARES['images']/(12*one), 256, 8192))
         return dict(minutes=minutes, images=images, bfloat16=bfloat16,
                     paths=max(int(minutes*60*share/seconds), 20))
     do = _kept(out/'plan.json', plan)
@@ -138,7 +137,7 @@ def _consistency(ck, out, minutes, data, seed, progress, say):
     method.key = f'in_its_eyes {len(good)} {good.double().sum().item()}'
     usual |= dict(start=student, batch=64, lr=4e-5, ema=.99)
     def eyes_plan():
-        seconds = _seconds(method, Distiller(ck, method, 1, **usual))
+        seconds = _seconds(partial(method, fill=1), Distiller(ck, method, 1, **usual), 5)
         return dict(eyes=max(int(minutes*60*SHARES['eyes']/seconds), 20))
     do |= _kept(out/'plan-eyes.json', eyes_plan)
     say(f'matching in the eyes of the teacher: {do["eyes"]} iterations')

@@ -13,7 +13,7 @@ from ..basics.files import whole_file
 from ..networks.checkpoints import Checkpoint
 from ..networks.safe_files import save_checkpoint
 
-# %% ../../nbs/6_students/04_shipped.ipynb #602c702e
+# %% ../../nbs/6_students/04_shipped.ipynb #e5b056b9
 def ship_student(
     ck:Checkpoint,   # the student
     name:str,        # by which `load_checkpoint` knows it, such as mnist-consistency
@@ -21,10 +21,12 @@ def ship_student(
     **more,          # what else goes into its record, plain values
 )->Path: # of the file
     "A student in half precision, and an entry in the list of those that ship"
-    path, listing = Path(assets)/f'{name.replace("-", "_")}.safetensors', Path(assets)/'students.json'
+    path = Path(assets)/f'{name.replace("-", "_")}.safetensors'
+    listing = Path(assets)/'students.json'
     save_checkpoint(replace(ck, notes=()), path, half=True)
     entry = dict(name=name, file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     listed = json.loads(listing.read_text(encoding='utf-8')) if listing.exists() else []
     listed = [e for e in listed if e['name'] != name] + [entry | more]
-    with whole_file(listing) as part: part.write_text(json.dumps(listed, indent=1), encoding='utf-8')
+    with whole_file(listing) as part:
+        part.write_text(json.dumps(listed, indent=1), encoding='utf-8')
     return path
