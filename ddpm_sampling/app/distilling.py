@@ -12,7 +12,7 @@ from pathlib import Path
 from .configurations import COUNT, SEED, _mistake
 from .requests import _checksum, _load, _whole
 
-# %% ../../nbs/7_app/06_distilling.ipynb #ab0a5ff9
+# %% ../../nbs/7_app/06_distilling.ipynb #d6fe6e92
 def distill_options(p):
     "What only `distill` takes"
     a = p.add_argument
@@ -25,12 +25,12 @@ def distill_options(p):
       help='of training on this machine (default: 60); killed or stopped, the same command goes on')
     a('--data', metavar='PATH',
       help='real images to match, a folder, NPZ or IDX (default: none, samples of the teacher)')
-    a('--num-samples', type=_whole(COUNT), metavar='N',
+    a('--num-samples', type=_whole(COUNT), metavar='N', dest='compared',
       help='images for each row of the table at the end (default: 1000)')
     a('--seed', type=_whole(SEED), metavar='I', help='of all chance (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
-# %% ../../nbs/7_app/06_distilling.ipynb #e16c1378
+# %% ../../nbs/7_app/06_distilling.ipynb #19ce47d8
 def distilled(
     a,     # the settled arguments
     cfg,   # the configuration
@@ -53,7 +53,7 @@ def distilled(
     student = distill(ck, out, method, minutes, data, a.seed, bar, say)
     say('measuring teacher and student')
     extractor, ref = _features(ck)
-    n = max(a.num_samples, 65) if extractor else a.num_samples
+    n = getattr(a, 'compared', 1000)
     table = gains_table(gains(ck, student, n, extractor, ref, progress=bar))
     with whole_file(out/'table.md') as part: part.write_text(table + '\n', encoding='utf-8')
     if not a.quiet: print('', table, '', sep='\n')

@@ -389,7 +389,7 @@ def _checkpoints(a, cfg):
     return dict(sorted(named.items(), key=by_epoch))
 
 def _names(cks, weights):
-    "The epochs, or the files of students; where two are equal, also file, folder and a checksum of the path"
+    "The epochs, or files of students; where two are equal, also file, folder, checksum of the path"
     def name(ck):
         if ck.student is not None: return ck.path.stem
         return 'no epoch' if ck.epoch is None else f'epoch {ck.epoch}'

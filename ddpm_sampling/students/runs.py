@@ -178,7 +178,7 @@ def _progressive(ck, out, minutes, data, seed, progress, say):
     for n, student in students.items(): save_checkpoint(student, out/f'steps-{n}.safetensors')
     return students[4]
 
-# %% ../../nbs/6_students/05_runs.ipynb #ae6160e5
+# %% ../../nbs/6_students/05_runs.ipynb #65099cd7
 def gains(
     teacher:Checkpoint,        # the one
     student:Checkpoint,        # and the other
@@ -199,11 +199,16 @@ def gains(
         for who, ck, how in jobs:
             x = sample(ck, n, **how, **asked)
             off = 127.5*(x - long).square().mean().sqrt().item()
-            score = None if extractor is None else fid(extract(to_uint8(x), extractor), ref.moments)
+            score = extractor and _score(x, extractor, ref)
             name = how.get('sampler') or student.defaults.sampler
             rows.append(dict(who=who, sampler=name, evaluations=how['steps'], off=off, fid=score))
             bar.update()
     return rows
+
+def _score(x, extractor, ref):
+    "The Fréchet distance, or None of too few images"
+    try: return fid(extract(to_uint8(x), extractor), ref.moments)
+    except RequestError: return None
 
 def gains_table(
     rows:list, # of gains
