@@ -169,11 +169,18 @@ def fit(self:Distiller,
     self.save()
     return self.student()
 
-# %% ../../nbs/6_students/01_distilling.ipynb #1584d2bf
+# %% ../../nbs/6_students/01_distilling.ipynb #18bb3896
+def _method_name(method, settings=True):
+    "A method's name, and what was filled in of numbers and words"
+    name = getattr(method, 'func', method).__name__
+    more = getattr(method, 'keywords', {}) if settings else {}
+    plain = {k: v for k, v in more.items() if isinstance(v, (int, float, str, tuple))}
+    return name + ''.join(f' {k}={v}' for k, v in plain.items())
+
 @patch
 def key(self:Distiller)->str:
     "What the run was asked for, as a hash"
-    named = getattr(self.method, 'key', None) or getattr(self.method, '__name__', '')
+    named = getattr(self.method, 'key', None) or _method_name(self.method)
     teacher = weights_key(self.teacher) if self.teacher.net.state_dict() else 'a formula'
     asked = [teacher, named, self.iterations, self.seed, self.bound, sorted(self.c.items())]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
@@ -203,7 +210,7 @@ def resume(self:Distiller)->None:
     self.it, self.seconds, self.curve = state['it'], state['seconds'], state['curve']
     self.memory = state['memory']
 
-# %% ../../nbs/6_students/01_distilling.ipynb #698b8b82
+# %% ../../nbs/6_students/01_distilling.ipynb #f9161799
 @patch
 def student(self:Distiller,
     method:str='consistency',                         # or progressive
@@ -211,7 +218,7 @@ def student(self:Distiller,
     steps:int=2,                                      # how many are usual
 )->Checkpoint: # with the averaged weights, in evaluation mode
     "The student as it is now"
-    ck, name = self.teacher, getattr(self.method, '__name__', str(self.method))
+    ck, name = self.teacher, _method_name(self.method, False)
     record = dict(method=name, iterations=self.it, of=self.iterations, seed=self.seed,
                   seconds=round(self.seconds), settings=self.c)
     made = dict(method=method, plans=[list(ts) for ts in plans], training=[record],
