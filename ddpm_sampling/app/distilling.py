@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['distill_options', 'distilled']
 
-# %% ../../nbs/7_app/06_distilling.ipynb #a693b254
-import sys
-from functools import partial
+# %% ../../nbs/7_app/06_distilling.ipynb #265f2ad2
 from pathlib import Path
-from .configurations import COUNT, SEED, _mistake
+from .configurations import COUNT, SEED
 from .requests import _checksum, _load, _whole
 
 # %% ../../nbs/7_app/06_distilling.ipynb #d6fe6e92

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['USUAL', 'PointNet', 'Distiller', 'path_levels', 'huber', 'along_paths', 'between_levels']
 
-# %% ../../nbs/6_students/01_distilling.ipynb #7d89260b
+# %% ../../nbs/6_students/01_distilling.ipynb #cfe66cea
 import copy, hashlib, time
 import numpy as np, torch
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
@@ -127,7 +126,7 @@ def labels(self:Distiller,
     if ck.null_label is not None: y[torch.rand(n, generator=g) < .1] = ck.null_label
     return y.to(self.device)
 
-# %% ../../nbs/6_students/01_distilling.ipynb #355f935c
+# %% ../../nbs/6_students/01_distilling.ipynb #844ec894
 @patch
 def step(self:Distiller)->float: # the loss
     "One iteration"
@@ -160,7 +159,7 @@ def fit(self:Distiller,
             bar.update()
             bar.set_postfix(loss=f'{np.mean(self.curve[-50:]):.4f}', refresh=False)
             now = time.perf_counter()
-            if late := minutes is not None and now - begin > 60*minutes: break
+            if minutes is not None and now - begin > 60*minutes: break
             if now - kept > every:
                 self.seconds += now - kept
                 kept = now
@@ -268,7 +267,7 @@ def along_paths(
     ends = end.x.repeat(len(states), *[1]*(x.ndim - 1))
     return huber(d.f(x, t, None if y is None else y.repeat(len(states))), ends).mean()
 
-# %% ../../nbs/6_students/01_distilling.ipynb #6e3462e6
+# %% ../../nbs/6_students/01_distilling.ipynb #2de1944c
 def between_levels(
     d:Distiller,       # the run
     g:Generator,       # its chance
@@ -277,7 +276,7 @@ def between_levels(
     mean:float=-1.1,   # of log σ̄; its deviation is 2
 )->Tensor: # the loss
     "The student's answers at neighbouring levels, from the same image and noise, should agree"
-    n, T = d.c['batch'], d.teacher.schedule.T
+    n = d.c['batch']
     sigbar = ((1 - d.abar[1:])/d.abar[1:]).sqrt()
     nearest = lambda s: torch.bucketize(s.log(), (sigbar[:-1]*sigbar[1:]).sqrt().log()) + 1
     t = nearest((mean + 2*torch.randn(n, generator=g, dtype=torch.float64)).exp())

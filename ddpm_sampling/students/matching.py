@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['transport', 'Eyes', 'looks', 'plans_for', 'in_its_eyes']
 
-# %% ../../nbs/6_students/02_matching.ipynb #c8f9776d
-import math
+# %% ../../nbs/6_students/02_matching.ipynb #67421083
 import numpy as np, torch
 from collections.abc import Callable
 from fastcore.basics import patch

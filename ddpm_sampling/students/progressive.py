@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['jump_target', 'halved', 'two_in_one', 'progressive']
 
-# %% ../../nbs/6_students/03_progressive.ipynb #ef6a9291
-import numpy as np, torch
+# %% ../../nbs/6_students/03_progressive.ipynb #b3ec1b89
+import torch
 from functools import partial
 from pathlib import Path
-from fastcore.basics import patch
 from torch import Generator, Tensor
 from ..basics.errors import RequestError
 from ..networks.checkpoints import Checkpoint

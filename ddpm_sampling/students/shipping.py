@@ -13,7 +13,7 @@ from ..basics.files import whole_file
 from ..networks.checkpoints import Checkpoint
 from ..networks.safe_files import save_checkpoint
 
-# %% ../../nbs/6_students/04_shipped.ipynb #e5b056b9
+# %% ../../nbs/6_students/04_shipped.ipynb #7fbad612
 def ship_student(
     ck:Checkpoint,   # the student
     name:str,        # by which `load_checkpoint` knows it, such as mnist-consistency
