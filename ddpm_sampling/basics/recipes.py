@@ -16,7 +16,7 @@ from .errors import RequestError, nearest
 class Recipe:
     "How to sample, as one immutable value; what is None was not said"
     # ddpm, ddim, adams (best for few steps), ipndm,
-    # dpmpp, unipc or heun; None: ddpm; in Python also a step function
+    # dpmpp, unipc, heun or consistency (for students); None: ddpm; in Python also a step function
     sampler: str|Callable = None
     # how many, or a list of levels
     # such as 1000,500,100; None: all for ddpm, 50 for others; in Python also a Plan
