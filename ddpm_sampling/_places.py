@@ -21,10 +21,11 @@ def front(room):
 def _in(room, names): return {name: f'{room}.{name}' for name in names.split()}
 
 MOVED = {
-    **_in('sampler', 'schedules posteriors denoisers loop plans ddim stochastic_solvers variances'),
+    **_in('sampler', 'schedules posteriors denoisers plans ddim stochastic_solvers variances'),
     **_in('sampler', 'likelihood guidance inpainting'), **_in('sampling', 'searched_steps steering'),
     **_in('pictures', 'animations pairs'), **_in('app', 'configurations requests'),
     **_in('quality', 'datasets features frechet references kernels neighbours pixels perceptual bits'),
+    'loop': 'sampler.loop sampler.noise',
     'solvers': 'sampler.odes sampler.multistep',
     'verify': 'networks.verify',
     'errors': 'networks.error_curves',

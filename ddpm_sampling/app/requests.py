@@ -66,7 +66,8 @@ def _sampling_options(p, usual='ddpm'):
     a('--seed', type=_whole(SEED), metavar='I',
       help='of the noise; image i depends on the seed and on i alone (default: 0)')
     a('--batch-size', type=_whole(COUNT), metavar='N',
-      help='how many images at a time; changes them by rounding at most (default: 64)')
+      help='how many images at a time; changes them by rounding at most (default: 64, or what '
+           'is faster here)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
 def _settings():
@@ -161,7 +162,7 @@ _READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'),
 DEFAULTS = dict(
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False, how=None,
     schedule=None, T=None, predicts=None, rgba=False, label=None,
-    seed=0, num_samples=64, batch_size=64, out='outputs', grid=None,
+    seed=0, num_samples=64, batch_size=None, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
     ckpts=None, reference=None, holdout=None, features='mnist')
 

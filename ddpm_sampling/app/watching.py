@@ -17,7 +17,8 @@ from ..basics.errors import RequestError
 from ..basics.recipes import Recipe
 from ..sampler.schedules import Schedule
 from ..sampler.denoisers import GaussianMixture
-from ..sampler.loop import State, keyed_noise, sample_steps
+from ..sampler.loop import State, sample_steps
+from ..sampler.noise import keyed_noise
 from ..sampler.variances import analytic_var, denoising_errors
 from ..sampler.guidance import guided
 from ..networks.checkpoints import Checkpoint

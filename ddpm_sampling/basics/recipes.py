@@ -35,6 +35,8 @@ class Recipe:
     guide: Callable = None
     # of the network's weights and activations: float32 or bfloat16; None: as the network is
     precision: str = None
+    # let torch write one program for the network: faster, after half a minute; None: no
+    compile: bool = None
     # how strongly labels act: 0 not at all, 1 as the network learned them, more beyond that
     # (classifier-free guidance); None: 1
     scale: float = None
@@ -77,6 +79,7 @@ def __str__(self:Recipe):
     elif self.clip not in (None, True, 1): words.append(f'clipped to ±{self.clip:g}')
     if self.guide is not None: words.append('guided')
     if self.precision: words.append(self.precision)
+    if self.compile: words.append('compiled')
     if self.scale is not None: words.append(f'scale = {self.scale:g}')
     return ', '.join(words)
 
@@ -96,7 +99,8 @@ def filled(self:Recipe,
     "This recipe where it speaks, then the makers of a checkpoint, then this library"
     theirs = usual or Recipe()
     if self.sampler not in (None, theirs.sampler or self.sampler):
-        theirs = Recipe(clip=theirs.clip, precision=theirs.precision, scale=theirs.scale)
+        kept = 'clip', 'precision', 'compile', 'scale'
+        theirs = Recipe(**{k: getattr(theirs, k) for k in kept})
     if self.spacing is not None: theirs = replace(theirs, steps=None)
     how = self.over(theirs).over(Recipe('ddpm', clip=True))
     own = _is_list(how.steps) or how.steps is None           # a list is its own spacing

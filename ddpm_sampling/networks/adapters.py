@@ -65,13 +65,14 @@ def answer_of(
     index:Tensor,      # of their levels, (b,) in 0…T−1
     y:Tensor=None,     # their labels, (b,) int64; None: it is asked without
     ask:Callable=None, # ask(net, x, index) or (net, x, index, y); None: the network itself
+    fits:bool=False,   # it was called so before: its signature is not looked at again
 )->Tensor: # the answer, like x or with twice its channels
     "What a network says, as a tensor that a sampler can use"
     f, args = (ask, (net, x, index)) if ask else (net, (x, index))
     if ask and takes_label(ask): args = *args, y             # None where there is none
     elif ask and y is not None: raise RequestError(_NO_PLACE)
     elif y is not None: args = *args, y
-    if not _can_call(f, args): raise CheckpointError(_MISFIT)
+    if not (fits or _can_call(f, args)): raise CheckpointError(_MISFIT)
     out = _tensor_of(f(*args))
     _check_answer(out, x)
     return out
@@ -97,7 +98,7 @@ def forward(self:Adapter,
     y:Tensor=None, # their labels, (b,) int64; None: asked without
 )->Tensor: # the answer, like x or with twice its channels
     "What the network says, looked at"
-    out = answer_of(self.net, x, index, y, self.ask)
+    out = answer_of(self.net, x, index, y, self.ask, self.answered)
     if not (self.answered or out.isfinite().all()):
         what = 'NaN' if out.isnan().any() else 'an infinite number'
         raise CheckpointError(f"the network's first answer, at index {index[0].item():g}, holds "

@@ -17,7 +17,7 @@ from ..basics.errors import RequestError
 from ..basics.files import shipped, from_cache, to_cache
 from ..basics.progress import progress_bar
 from ..sampler.denoisers import clipped, x0_and_eps
-from ..sampler.loop import keyed_noise
+from ..sampler.noise import keyed_noise
 from ..sampler.schedules import noisy
 from ..sampler.variances import analytic_var, within_level
 from .checkpoints import Checkpoint, evaluating

@@ -52,9 +52,12 @@ class Block(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, o), nn.Conv2d(o, o, 3, padding=1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
-    def forward(self, x:Tensor, emb:Tensor)->Tensor: # (b,i,h,w), (b,dim) -> (b,o,h,w)
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_proj(F.silu(emb))[:,:,None,None]
-        return self.conv2(F.silu(self.norm2(h))) + self.skip(x)
+    def forward(self, x:Tensor, emb:Tensor)->Tensor: # (b,i,h,w), (b,dim) or (1,dim) -> (b,o,h,w)
+        h = self.conv1(_silu(self.norm1(x)))
+        h += self.time_proj(F.silu(emb))[:,:,None,None]
+        return self.conv2(_silu(self.norm2(h))).add_(self.skip(x))
+
+def _silu(x): return F.silu(x, inplace=not torch.is_grad_enabled())  # of what nobody else holds
 
 # %% ../../nbs/2_networks/00_unets.ipynb #d670feb2
 class UNet(nn.Module):
@@ -85,7 +88,7 @@ class UNet(nn.Module):
 @patch
 def encode(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
-    t:Tensor, # the network's own timestep, (b,) integers 0..T-1
+    t:Tensor, # the network's own timestep, (b,) integers 0..T-1, or (1,) for all
     y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
 )->tuple: # (embedding, h1, h2, h3, h): what it sees on the way down, and at the bottom
     "The half of the network that looks"
@@ -105,7 +108,7 @@ def encode(self:UNet,
 @patch
 def forward(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
-    t:Tensor, # the network's own timestep, (b,) integers 0..T-1
+    t:Tensor, # the network's own timestep, (b,) integers 0..T-1, or (1,) for all
     y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
 )->Tensor: # the prediction, (b,c_out,h,w)
     "What the network predicts from `x` at its timestep `t`"
@@ -208,4 +211,4 @@ def unet_from_tensors(
     tensors = _bare_names(tensors)
     with torch.device('meta'): net = UNet(*_unet_sizes(tensors))
     _check_fit(tensors, net.state_dict(), 'a Day-6 U-Net', _is_weight)
-    return _filled(net, _as_float32(tensors))
+    return _filled(net, _as_float32(tensors)).to(memory_format=torch.channels_last)

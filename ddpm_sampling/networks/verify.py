@@ -18,7 +18,8 @@ from ..basics.errors import RequestError, CheckpointError
 from ..sampler.denoisers import CAP, denoiser
 from ..sampler.multistep import dpmpp_step
 from ..sampler.schedules import Schedule, noisy
-from ..sampler.loop import keyed_noise, sample_steps
+from ..sampler.loop import sample_steps
+from ..sampler.noise import keyed_noise
 from .checkpoints import Checkpoint, _plain
 from .loading import bundled_checkpoints, load_checkpoint
 

@@ -89,7 +89,7 @@ def trajectory(
     idx:list=None,        # numbers of the images of this seed, each ≥ 0; None: 0…n−1
     x_T:Tensor=None,      # the state to start from, (n,c,h,w); None: noise of seed and idx
     x0:Tensor=None,       # or images to start from, one or n; noise of the first level is added
-    batch_size:int=64,    # images at a time; changes images only by rounding
+    batch_size:int=None,  # images at a time, changes them only by rounding; None: see good_size
     device:str=None,      # where to compute, see pick_device; None: where the network is
     progress:bool=False,  # True: a progress bar on standard error; None: only if that is a terminal
     **kwargs,

@@ -19,7 +19,8 @@ from ..networks.checkpoints import Checkpoint, evaluating
 from ..networks.error_curves import checked_images, squared_errors
 from ..sampler.denoisers import denoiser
 from ..sampler.likelihood import kl, last_var, pixel_nll, prior_kl
-from ..sampler.loop import keyed_noise, step_var
+from ..sampler.loop import step_var
+from ..sampler.noise import keyed_noise
 from ..sampler.plans import Plan
 from ..sampler.posteriors import posterior
 from ..sampler.schedules import noisy

@@ -44,7 +44,7 @@ class Job(NamedTuple):
     n: int = 1000                 # how many images
     seed: int = 0                 # 0…2⁶⁴−1
     paired: bool = False          # measure the distance to a long run from the same noise as well?
-    batch_size: int = 64          # images at a time; changes no image but by rounding
+    batch_size: int = None        # images at a time, by rounding no matter; None: see good_size
     labels: int|tuple|None = None # the class: one for all, or one for each image; None: none
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #d93c87ee

@@ -44,7 +44,8 @@ def _read(self:Lookout, sums):
     "Look at sums that are there"
     found, sums[:] = [*sums], []
     if not found: return
-    values = torch.stack([s for s, *_ in found]).tolist()
+    if len(found) == 1: values = [float(found[0][0])]
+    else: values = torch.stack([s for s, *_ in found]).tolist()
     for v, (_, what, t) in zip(values, found):
         if not math.isfinite(v): self._tell(what, t)
 

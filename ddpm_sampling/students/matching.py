@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..basics.errors import RequestError
 from ..networks.checkpoints import Checkpoint
 from ..networks.unets import UNet
-from ..sampler.loop import keyed_noise
+from ..sampler.noise import keyed_noise
 from ..sampler.plans import distinct
 from ..sampler.schedules import Schedule, noisy
 from .distilling import Distiller
