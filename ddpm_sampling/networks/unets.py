@@ -88,13 +88,14 @@ class UNet(nn.Module):
 @patch
 def encode(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
-    t:Tensor, # the network's own timestep, (b,) integers 0..T-1, or (1,) for all
+    t:Tensor, # the network's own timestep, (b,) integers 0..T-1
     y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
 )->tuple: # (embedding, h1, h2, h3, h): what it sees on the way down, and at the bottom
     "The half of the network that looks"
     if x.shape[-1]%8 or x.shape[-2]%8:
         raise RequestError(f'image sides must be divisible by 8, not {x.shape[-2]}×{x.shape[-1]}: '
                            'they are halved three times')
+    if t.stride(0) == 0: t = t[:1]                       # one number, seen b times
     emb = self.time_embed(t)
     if self.classes:
         none = torch.full_like(t, self.classes, dtype=torch.int64)
@@ -108,7 +109,7 @@ def encode(self:UNet,
 @patch
 def forward(self:UNet,
     x:Tensor, # state x_t, (b,c_in,h,w), sides divisible by 8
-    t:Tensor, # the network's own timestep, (b,) integers 0..T-1, or (1,) for all
+    t:Tensor, # the network's own timestep, (b,) integers 0..T-1
     y:Tensor=None, # labels, (b,) integers 0..classes, the last for none; None: none
 )->Tensor: # the prediction, (b,c_out,h,w)
     "What the network predicts from `x` at its timestep `t`"

@@ -58,7 +58,8 @@ def denoiser(
     "What samplers ask of a network: the pair (x̂₀, ε̂) that describes x_t, and frac if learned"
     _check(sched, predicts)
     def den(x, t, abar):
-        out, frac = net(x, torch.full((len(x),), t - 1, device=x.device)).to(x.dtype), None
+        index = torch.full((1,), t - 1, device=x.device).expand(len(x))  # one number, seen b times
+        out, frac = net(x, index).to(x.dtype), None
         if out.shape[1] == 2*x.shape[1]:
             out, frac = out.chunk(2, dim=1)
             frac = (frac + 1)/2

@@ -79,6 +79,7 @@ class Compiled:
 def _filled_up(v, b, size):
     "A tensor of b rows with zeros up to size; anything else as it is"
     if not torch.is_tensor(v) or not v.ndim or len(v) != b: return v
+    if v.stride(0) == 0: return v[:1].expand(size, *v.shape[1:])         # one thing, seen b times
     return torch.cat([v, v.new_zeros(size - b, *v.shape[1:])])
 
 def _own(v, b):

@@ -210,12 +210,10 @@ def place(self:Run,
 # %% ../../nbs/3_sampling/01_front_door.ipynb #4341998d
 def _asking(net, y, dtype, tell, see):
     "How a network is asked, with labels y or without; it is told before, and the answer seen"
-    inner, more, fits = getattr(net, 'net', net), () if y is None else (y,), False
-    own, unet = isinstance(net, Adapter) or isinstance(inner, UNet), isinstance(inner, UNet)
+    own, more, fits = isinstance(net, (UNet, Adapter)), () if y is None else (y,), False
     def ask(x, i):
         nonlocal fits
         if tell: tell(len(x))
-        if unet and not isinstance(net, Adapter): i = i[:1]          # one level for all
         x = x.to(dtype)
         out = net(x, i, *more) if own else answer_of(net, x, i, y, fits=fits)
         fits = True
