@@ -12,6 +12,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from .configurations import _mistake, read_config
+from .bulk import bulk_sampled, images_options, sets_measured, sets_options
 from .distilling import distill_options, distilled
 from .requests import (
     _Parser, _asked, _checkpoints, _crc, _file_options, _film_options, _film_paths, _grid_options,
@@ -162,7 +163,7 @@ def _evaluate(a, cfg, list_jobs, name):
         raise _mistake(f'{a.num_samples} images are too few to measure anything: '
                        f'--num-samples of at least {LEAST}, better 1000')
     cks = _checkpoints(a, cfg)
-    ref, extractor = _reference(a, list(cks.values()))
+    ref, extractor = _reference(a, next(iter(cks.values())).shape)
     if a.usual and all(ck.student for ck in cks.values()): a.sampler = None       # its own
     how = _recipe(a, cfg, next(iter(cks.values())))
     like = Job(None, how, '', a.num_samples, a.seed, batch_size=a.batch_size,
@@ -208,13 +209,14 @@ def _hint_mirrored(csv, row, ref):
                       'as Day 6 trains, take --reference mirrored')
 
 # %% ../../nbs/7_app/02_commands.ipynb #4a9b249f
-def _reference(a, cks):
+def _reference(a, shape):
     "What to measure against, and the features"
     from ddpm_sampling.basics.errors import RequestError
     from ddpm_sampling.quality.features import inception_features, mnist_features
     from ddpm_sampling.quality.metrics import measurable
+    from ddpm_sampling.quality.image_sets import statistics_of
     from ddpm_sampling.quality.references import mnist_reference, reference_of
-    shape, own = cks[0].shape, a.reference not in (None, 'mnist', 'mirrored')
+    own = a.reference not in (None, 'mnist', 'mirrored')
     if a.features == 'inception' and not own:
         raise _mistake('Inception features need real images to measure against: --reference PATH, '
                        'a folder of images, an NPZ or an IDX file')
@@ -223,10 +225,11 @@ def _reference(a, cks):
     try: measurable(shape, extractor)
     except RequestError as e:
         if a.features != 'mnist': raise
-        raise _mistake('the MNIST features read images of 1×32×32 or 1×28×28, these checkpoints '
-                       f'make {_times(shape)}: take --features inception and --reference PATH'
+        raise _mistake('the MNIST features read images of 1×32×32 or 1×28×28, these are '
+                       f'{_times(shape)}: take --features inception and --reference PATH'
                        ) from e
     if not own: return mnist_reference(a.reference == 'mirrored'), extractor
+    if (ref := statistics_of(a.reference)) is not None: return ref, extractor
     bar = not a.quiet and sys.stderr.isatty()
     return reference_of(a.reference, extractor, a.holdout, progress=bar), extractor
 
@@ -254,10 +257,24 @@ def _commands():
         'compare.ckpts': (_compare_ckpts, measuring,
                           'compare checkpoints, samplers and numbers of steps: '
                           'a table, curves, panels and a report below OUT'),
+        'sample.images': (_sample_images, (images_options, _sampling_options),
+                          'draw thousands of images into a folder, resumed, shared by torchrun'),
+        'eval.images': (_eval_images, (sets_options,),
+                        'measure any images against any others, without a network'),
         'distill': (_distill, (distill_options,),
                     'train a student of a checkpoint, for one to four steps, below OUT/students'),
         'info': (_info, (_info_options,),
                  'tell what a checkpoint holds, and whether it passes the self-test')}
+
+def _sample_images(a, cfg):
+    "`ddpm sample.images`: thousands of images into a folder"
+    words = partial(_request_in_words, a)
+    return bulk_sampled(a, cfg, partial(_tell, a), partial(_wrote, a), words)
+
+def _eval_images(a, cfg):
+    "`ddpm eval.images`: any images against any others"
+    warn = partial(_line, 'warning')
+    return sets_measured(a, cfg, partial(_tell, a), partial(_wrote, a), _reference, warn)
 
 def _distill(a, cfg):
     "`ddpm distill`: a student of a checkpoint"
@@ -279,7 +296,7 @@ def _parser():
     for name, (run, options, text) in _commands().items():
         about = f'{text[0].upper()}{text[1:]}.'
         q = commands.add_parser(name, help=text, description=about, **plain)
-        for add in (*options, _file_options): add(q)
+        for add in (*options, *[_file_options]*(sets_options not in options)): add(q)
         q.set_defaults(run=run)
     return p
 

@@ -104,7 +104,7 @@ def samplers(
     return jobs + [job._replace(labels=job.first(8).labels) for job in few]
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #1dd07eea
-VERSION = 1                                               # raised when a metric changes its meaning
+VERSION = 2                        # raised when a metric changes its meaning, or noise its bits
 
 def _hash(*parts): return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
 
@@ -162,6 +162,14 @@ def _text(v): return '' if v is None else f'{v:.4g}' if isinstance(v, float) els
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #9fd6bae6
 _SETTINGS = {f.name: f.name for f in fields(Recipe)} | dict(precision='dtype')     # a metric, too
+
+_COLUMNS = ('protocol', 'run', 'checkpoint', 'epoch', 'weights', *_SETTINGS.values(), 'seed', 'n',
+            'nfe', 'seconds', 'images_per_s')
+
+def _blank(job, of, run, name):
+    "A row about images that no checkpoint made, with its identity alone"
+    own = dict(protocol=of, run=run, checkpoint=name, seed=job.seed, n=job.n)
+    return dict.fromkeys(_COLUMNS) | own
 
 def _identity(job, ref, extractor):
     "The columns that say what the row is about"
@@ -335,9 +343,7 @@ def _add_real(rows, path, job, ref, extractor):
     if job.n < LEAST or ref.holdout is None or len(ref.holdout) < job.n: return
     if not features_file(path, key).exists(): _keep(path, key, held_out(ref, job.n, job.seed))
     if key in rows: return
-    blank = dict.fromkeys([*_identity(job, ref, extractor), 'nfe', 'seconds', 'images_per_s'])
-    row = blank | dict(protocol=of, run=key, checkpoint=REAL, seed=job.seed, n=job.n)
-    rows[key] = _filled(row, floor(ref, job.n, job.seed))
+    rows[key] = _filled(_blank(job, of, key, REAL), floor(ref, job.n, job.seed))
 
 def real_row(
     path:Path, # the CSV

@@ -87,6 +87,9 @@ def of_features(
     some = y[np.random.default_rng(0).permutation(len(y))[:SOME]]  # files are often sorted by class
     _try(values, 'fid', lambda: fid(features, ref.moments), note)
     _try(values, 'fid_inf', lambda: fid_infinity(features, ref.moments), note)
+    if not len(y):
+        note(f'KID, precision and the like are left out: {ref.name} has statistics, no images')
+        return values
     _try(values, 'kid', lambda: kid(features, some, seed=seed), note)
     sliced = sliced_wasserstein(features, some, seed=seed)
     return values | dict(swd=sliced) | prdc(features, _balls(ref))._asdict()
@@ -103,8 +106,8 @@ def _balls(ref):
 
 def _check_dim(d, ref):
     "As many features as the reference has, or a RequestError"
-    if d == ref.features.shape[1]: return
-    differ = f'{d} features an image, but the reference has {ref.features.shape[1]}'
+    if d == len(ref.moments.mean): return
+    differ = f'{d} features an image, but the reference has {len(ref.moments.mean)}'
     raise RequestError(f'{differ}: use the extractor that it was made with')
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #71bbb7a2

@@ -56,7 +56,8 @@ def say_good(
 
 def _row(row):
     "What a row is, at the beginning of a sentence"
-    return f'{_capital(row["checkpoint"])} ({way(row)}, {row["nfe"]} evaluations)'
+    name = _capital(row['checkpoint'])
+    return f'{name} ({way(row)}, {row["nfe"]} evaluations)' if row['sampler'] else name
 
 def _capital(text): return text[0].upper() + text[1:]
 
@@ -143,11 +144,15 @@ def table(
     names = [n for n in names if any(r.get(n) for r in rows)]
     distance = lambda n: n == 'paired' or METRICS[n].better == 'lower'
     show = lambda r, n: said(r, n) if distance(n) else r[n] or '–'
-    head = ['checkpoint', 'sampler', 'evaluations', *(_title(n, rows) for n in names)]
-    lines = [head + ['seconds', 'images/s'], ['---']*(len(names) + 5)]
-    for r in rows:
-        nfe, *cost = [r[k] or '–' for k in ('nfe', 'seconds', 'images_per_s')]
-        lines.append([r['checkpoint'], way(r), nfe, *(show(r, n) for n in names), *cost])
+    shown = {_title(n, rows): lambda r, n=n: show(r, n) for n in names}
+    plain = {'evaluations': 'nfe', 'seconds': 'seconds', 'images/s': 'images_per_s'}
+    cell = {title: lambda r, k=k: r[k] or '–' for title, k in plain.items()}
+    columns = {'checkpoint': lambda r: r['checkpoint'], 'sampler': way,
+               'evaluations': cell.pop('evaluations'), **shown, **cell}
+    if not any(r['nfe'] for r in rows):                        # images that nobody sampled here
+        columns = {'images': columns['checkpoint'], **shown}
+    lines = [[*columns], ['---']*len(columns)]
+    lines += [[f(r) for f in columns.values()] for r in rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 def _title(name, rows):
@@ -172,7 +177,7 @@ def report(
     main, slow = [[r for r in rows if (r['protocol'] == of) is same] for same in (True, False)]
     keys = _SETTINGS.values()
     alike = [r for r in main if r['epoch'] and all(r.get(k) == main[0].get(k) for k in keys)]
-    last = [r for r in main if r['checkpoint'] == rows[-1]['checkpoint']]
+    last = [r for r in main if r['checkpoint'] == rows[-1]['checkpoint'] and r['nfe']]
     last = sorted(last, key=lambda r: (int(r['nfe']), way(r)))
     parts = []
     if len({r['epoch'] for r in alike}) > 1: parts += _on_epochs(path, ref, alike, real, add)
@@ -188,10 +193,13 @@ def _head(rows, ref):
     "What was measured against what"
     r, cks = rows[0], {q['checkpoint'] for q in rows}
     n = int(r['n'])
-    title = f'Comparison of {len(cks)} checkpoints'
+    what = 'checkpoints' if any(q['nfe'] for q in rows) else 'sets of images'
+    title = f'Comparison of {len(cks)} {what}'
     if len(cks) == 1: title = f'Quality of {r["checkpoint"]}'
-    text = [f'# {title}', f'{n} images of seed {r["seed"]} for each row, rounded to 8 bits, '
-            f'against {ref.name} ({ref.moments.n} real images). Protocol {r["protocol"]}. {_KEY}']
+    which, real = f'of seed {r["seed"]} '*(r['nfe'] != ''), f'{ref.moments.n} real images'
+    real = 'statistics alone' if ref.moments.n == float('inf') else real
+    text = [f'# {title}', f'{n} images {which}for each row, rounded to 8 bits, '
+            f'against {ref.name} ({real}). Protocol {r["protocol"]}. {_KEY}']
     return text + [_TOO_FEW.format(n=n, few=FEW)]*(n < FEW)
 
 _KEY = ('Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, '
