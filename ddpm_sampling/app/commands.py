@@ -12,6 +12,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from .configurations import _mistake, read_config
+from .benching import bench_options, benched
 from .bulk import bulk_sampled, images_options, sets_measured, sets_options
 from .distilling import distill_options, distilled
 from .requests import (
@@ -263,6 +264,8 @@ def _commands():
                         'measure any images against any others, without a network'),
         'distill': (_distill, (distill_options,),
                     'train a student of a checkpoint, for one to four steps, below OUT/students'),
+        'bench': (_bench, (bench_options,),
+                  'how fast it is here, beside diffusers, in about three minutes'),
         'info': (_info, (_info_options,),
                  'tell what a checkpoint holds, and whether it passes the self-test')}
 
@@ -275,6 +278,10 @@ def _eval_images(a, cfg):
     "`ddpm eval.images`: any images against any others"
     warn = partial(_line, 'warning')
     return sets_measured(a, cfg, partial(_tell, a), partial(_wrote, a), _reference, warn)
+
+def _bench(a, cfg):
+    "`ddpm bench`: how fast is it here?"
+    return benched(a, cfg, partial(_tell, a))
 
 def _distill(a, cfg):
     "`ddpm distill`: a student of a checkpoint"

@@ -146,7 +146,7 @@ def sample_images(
     n:int=50_000,         # images 0…n−1 of the seed; more may be asked for later
     how:Recipe=None,      # how to sample; None: as the settings say
     *,
-    labels:list=None,     # classes, dealt out in turn: image i has labels[i % len(labels)]; None: no
+    labels:list=None,     # classes, dealt out in turn: image i has labels[i % len(labels)]
     seed:int=0,           # 0…2⁶⁴−1
     form:str='png',       # or npz: one file, also for other than 1 or 3 channels
     batch_size:int=None,  # images of a block; None: what the folder has, or this machine likes
@@ -183,7 +183,8 @@ def sample_images(
         torch.set_num_threads(request['threads'])
         try:
             run = run_of(range(-(-n//size)*size), size)
-            made = _fill(folder, form, n, run, _share(left, rank, world), progress if not rank else False)
+            shown = progress if rank == 0 else False
+            made = _fill(folder, form, n, run, _share(left, rank, world), shown)
         finally: torch.set_num_threads(threads)
         if form == 'npz' and not left(): file = _merged(folder, ck.shape, size, n, labels)
         there = n - _count(left(), size, n)
@@ -231,7 +232,3 @@ def _fill(folder, form, n, run, blocks, progress):
 def _block(folder, form, block, size, n, x8):
     "Write the files of a block"
     for name, some in _names(form, block, size, n).items(): _written(folder, name, x8[some])
-
-# %% ../../nbs/3_sampling/08_bulk.ipynb #657b4462
-#| slow
-#| export

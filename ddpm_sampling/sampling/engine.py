@@ -6,8 +6,9 @@
 __all__ = ['weights_of', 'placed', 'Compiled', 'compiled', 'good_size', 'machine']
 
 # %% ../../nbs/3_sampling/07_engine.ipynb #88be9924
-import copy, json, platform, sys, warnings
+import copy, json, platform, re, sys, warnings
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from weakref import WeakKeyDictionary
 import torch
@@ -150,4 +151,8 @@ def machine(
 )->str:
     "A machine in a few words"
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
-    return f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    name = platform.processor() or platform.machine()
+    try: told = Path('/proc/cpuinfo').read_text()
+    except OSError: told = ''
+    if line := re.search(r'^model name\s*: (.+)$', told, re.M): name = line[1]
+    return f'{name}, {torch.get_num_threads()} threads'
