@@ -80,7 +80,7 @@ def _how_in_words(run):
     words = [how.sampler, *(f'{dict(var="variance").get(k, k)} {v}' for k, v in own.items())]
     bound = f' to ±{how.clip:g}' if how.clip != 1 else ''
     words.append(f'clipped{bound}' if how.clip else 'not clipped')
-    return words + [how.precision]*bool(how.precision)
+    return words + [how.precision]*bool(how.precision) + ['compiled']*bool(how.compile)
 
 # %% ../../nbs/7_app/02_commands.ipynb #45fc89da
 def _sampled(a, run):

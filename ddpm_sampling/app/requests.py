@@ -413,7 +413,9 @@ def _name(a, ck, way, own):
     sampler, steps, clip = (how.pop(k, None) for k in ('sampler', 'steps', 'clip'))
     parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path)}'), ck.weights]
     parts += [f'{sampler}{len(way.plan)}' + f'-{way.plan.key}'*isinstance(steps, tuple)]
-    parts += [v if isinstance(v, str) else f'{k}{v:g}' for k, v in how.items() if v != 'posterior']
+    how = {k: v for k, v in how.items() if v != 'posterior' and v is not False}
+    if how.pop('compile', False): parts += ['compiled']
+    parts += [v if isinstance(v, str) else f'{k}{v:g}' for k, v in how.items()]
     if clip != 1: parts += [f'clip{clip:g}' if clip else 'noclip']
     if a.schedule or a.T or a.predicts: parts += [_read_as(ck)]
     if a.label is not None: parts += [f'label{_short(a.label)}']

@@ -19,6 +19,7 @@ from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint, evaluating
 from ..networks.error_curves import weights_key
+from ..sampler.noise import NOISE
 from .front_door import Run, images_of
 
 # %% ../../nbs/3_sampling/08_bulk.ipynb #12e7497c
@@ -28,7 +29,7 @@ def _request(ck, how, seed, labels, form, size):
             else getattr(v, '__qualname__', type(v).__name__) for k, v in how.said().items()}
     name = ck.path.name if ck.path else type(ck.net).__name__
     return dict(checkpoint=name, weights=weights_key(ck), how=said, seed=seed, labels=labels,
-                shape=list(ck.shape), format=form, batch_size=size,
+                noise=NOISE, shape=list(ck.shape), format=form, batch_size=size,
                 threads=torch.get_num_threads())
 
 def _there(folder):

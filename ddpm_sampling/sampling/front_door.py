@@ -27,7 +27,8 @@ from ..networks.checkpoints import Checkpoint, evaluating
 from ..sampler.schedules import noisy
 from ..networks.adapters import Adapter, answer_of
 from ..networks.unets import UNet
-from .engine import compiled, good_size, machine, placed, weights_of
+from .engine import (
+    Compiled, compiled, good_size, machine, placed, weights_of)
 from .conditions import check_counts, explained, of_batch
 from .finite import Lookout, overflow, seen_answers, seen_guide, seen_step
 from .labels import as_tensor, labels_of, say_steered, steering, way_of
@@ -211,10 +212,11 @@ def place(self:Run,
 def _asking(net, y, dtype, tell, see):
     "How a network is asked, with labels y or without; it is told before, and the answer seen"
     own, more, fits = isinstance(net, (UNet, Adapter)), () if y is None else (y,), False
+    ours = isinstance(net, UNet) or isinstance(net, Compiled) and isinstance(net.net, UNet)
     def ask(x, i):
         nonlocal fits
         if tell: tell(len(x))
-        x = x.to(dtype)
+        x, i = x.to(dtype), i if ours else i.contiguous()    # theirs may write into it
         out = net(x, i, *more) if own else answer_of(net, x, i, y, fits=fits)
         fits = True
         see(out)
