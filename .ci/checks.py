@@ -35,7 +35,7 @@ def ran(log, *args):
 def wants_data(log):
     "Names of the notebooks to run again with data"
     def code(f): return '\n'.join(text(c['source']) for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
-    names = {Path(f).name for f in tracked('nbs/*.ipynb') if re.search('DDPM_(DAY6|MNIST)', code(f))}
+    names = {Path(f).name for f in tracked('nbs/*.ipynb') if re.search('DDPM_(DAY6|MNIST|CIFAR10)', code(f))}
     print(*sorted(names | {r['notebook'] for r in map(json.loads, Path(log).read_text().splitlines()) if r['skipped']}))
     return ()
 

@@ -65,12 +65,12 @@ def sets_options(p):
     a('--num-samples', type=_whole(COUNT), metavar='N', dest='wanted',
       help='so many of each, evenly spread (default: as many as the smallest has)')
     a('--reference', metavar='R',
-      help='what to measure against: mnist (default), mirrored (MNIST, mirrored at random), a path '
-           'to images, or an NPZ with the statistics mu and sigma')
+      help='what to measure against: mnist (default), mirrored (MNIST, mirrored at random), cifar10, '
+           'a path to images, or an NPZ with the statistics mu and sigma')
     a('--holdout', metavar='PATH',
       help='with --reference PATH: other real images, for the line of real images')
-    a('--features', choices=('mnist', 'inception'),
-      help='what makes the features (default: mnist, the small network that ships)')
+    a('--features', choices=('mnist', 'cifar10', 'inception'),
+      help='what makes the features (default: the small network that ships for these images)')
     a('--seed', type=_whole(SEED), metavar='I', help='of the metrics that draw (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
     a('--device', metavar='D', help='where the features are made (default: cpu)')

@@ -164,9 +164,10 @@ def _evaluate(a, cfg, list_jobs, name):
         raise _mistake(f'{a.num_samples} images are too few to measure anything: '
                        f'--num-samples of at least {LEAST}, better 1000')
     cks = _checkpoints(a, cfg)
-    ref, extractor = _reference(a, next(iter(cks.values())).shape)
+    first = next(iter(cks.values()))
+    ref, extractor = _reference(a, first.shape, first.dataset)
     if a.usual and all(ck.student for ck in cks.values()): a.sampler = None       # its own
-    how = _recipe(a, cfg, next(iter(cks.values())))
+    how = _recipe(a, cfg, first)
     like = Job(None, how, '', a.num_samples, a.seed, batch_size=a.batch_size,
                labels=_labelled(a, a.num_samples, rows=False))
     jobs = list_jobs(cks, like)
@@ -210,29 +211,43 @@ def _hint_mirrored(csv, row, ref):
                       'as Day 6 trains, take --reference mirrored')
 
 # %% ../../nbs/7_app/02_commands.ipynb #4a9b249f
-def _reference(a, shape):
-    "What to measure against, and the features"
+def _reference(a, shape, dataset=None):
+    "What to measure against, and the features, for images that a network of a data set made"
     from ddpm_sampling.basics.errors import RequestError
-    from ddpm_sampling.quality.features import inception_features, mnist_features
     from ddpm_sampling.quality.metrics import measurable
     from ddpm_sampling.quality.image_sets import statistics_of
-    from ddpm_sampling.quality.references import mnist_reference, reference_of
-    own = a.reference not in (None, 'mnist', 'mirrored')
-    if a.features == 'inception' and not own:
+    from ddpm_sampling.quality.references import reference_for, reference_of
+    kind, own = _kind(a, shape, dataset)
+    if kind == 'inception' and not own:
         raise _mistake('Inception features need real images to measure against: --reference PATH, '
                        'a folder of images, an NPZ or an IDX file')
     if len(shape) != 3 or shape[0] not in (1, 3): measurable(shape)          # says why not
-    extractor = mnist_features() if a.features == 'mnist' else inception_features()
+    extractor = _features(kind)
     try: measurable(shape, extractor)
     except RequestError as e:
-        if a.features != 'mnist': raise
-        raise _mistake('the MNIST features read images of 1×32×32 or 1×28×28, these are '
+        if kind == 'inception': raise
+        raise _mistake(f'the {kind} features read images of {_READ[kind]}, these are '
                        f'{_times(shape)}: take --features inception and --reference PATH'
                        ) from e
-    if not own: return mnist_reference(a.reference == 'mirrored'), extractor
+    if not own: return reference_for(kind, a.reference == 'mirrored'), extractor
     if (ref := statistics_of(a.reference)) is not None: return ref, extractor
     bar = not a.quiet and sys.stderr.isatty()
     return reference_of(a.reference, extractor, a.holdout, progress=bar), extractor
+
+_READ = dict(mnist='1×32×32 or 1×28×28', cifar10='3×32×32')
+
+def _kind(a, shape, dataset):
+    "(whose features: what is asked for, else the reference's, the network's, the images'; own?)"
+    ships = dict(mnist='mnist', mirrored='mnist', cifar10='cifar10')
+    own = a.reference is not None and a.reference not in ships
+    like = dataset.lower() if dataset and dataset.lower() in _READ else None
+    if like is None and own: like = 'cifar10' if tuple(shape) == (3, 32, 32) else 'mnist'
+    return a.features or ships.get(a.reference) or like or 'mnist', own
+
+def _features(kind):
+    "The features of a name"
+    from ddpm_sampling.quality.features import features_for, inception_features
+    return inception_features() if kind == 'inception' else features_for(kind)
 
 # %% ../../nbs/7_app/02_commands.ipynb #90d5906d
 def _info(a, cfg):

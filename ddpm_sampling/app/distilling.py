@@ -60,7 +60,8 @@ def distilled(
 
 def _features(ck):
     "(extractor, reference) for the data of a checkpoint, or a pair of None"
-    from ddpm_sampling.quality.features import mnist_features
-    from ddpm_sampling.quality.references import mnist_reference
-    digits = ck.shape == (1, 32, 32) and ck.dataset in ('mnist', 'MNIST')
-    return (mnist_features(), mnist_reference()) if digits else (None, None)
+    from ddpm_sampling.quality.features import FEATURES, features_for
+    from ddpm_sampling.quality.references import reference_for
+    if (ck.dataset or '').lower() not in FEATURES: return None, None
+    extractor = features_for(ck.dataset)
+    return (extractor, reference_for(ck.dataset)) if ck.shape == extractor.shape else (None, None)

@@ -254,7 +254,8 @@ def _named(checkpoints):
     "{name: Checkpoint or path}, or a RequestError"
     either = Checkpoint, str, Path
     if checkpoints is None:
-        return {f'MNIST, epoch {c["epoch"]}': c['path'] for c in reversed(bundled_checkpoints())}
+        digits = {f'MNIST, epoch {c["epoch"]}': c['path'] for c in reversed(bundled_checkpoints())}
+        return digits | {'photographs (CIFAR-10)': bundled_checkpoints('cifar10')[-1]['path']}
     if isinstance(checkpoints, either): checkpoints = {'checkpoint': checkpoints}
     good = isinstance(checkpoints, dict) and checkpoints
     if good and all(isinstance(v, either) for v in checkpoints.values()): return dict(checkpoints)

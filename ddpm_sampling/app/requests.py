@@ -127,13 +127,13 @@ def _quality_options(p):
     a('--num-samples', type=_whole(COUNT), metavar='N',
       help='images for each row of the table (default: 1000; 100 for a quick look)')
     a('--reference', metavar='R',
-      help='real images to measure against: mnist (default), mirrored (MNIST, mirrored at random '
-           'as Day 6 trains), or a path')
+      help='real images to measure against: mnist, mirrored (MNIST, mirrored at random as Day 6 '
+           'trains), cifar10, or a path (default: those of the data set of the checkpoint)')
     a('--holdout', metavar='PATH',
       help='with --reference PATH: real images that the network has not seen, to tell copies of '
            'training images')
-    a('--features', choices=('mnist', 'inception'),
-      help='what makes the features (default: mnist, the small network that ships)')
+    a('--features', choices=('mnist', 'cifar10', 'inception'),
+      help='what makes the features (default: the small network that ships for these images)')
 
 # %% ../../nbs/7_app/01_requests.ipynb #dfeec2ca
 def _reader(read, wanted):
@@ -164,7 +164,7 @@ DEFAULTS = dict(
     schedule=None, T=None, predicts=None, rgba=False, label=None,
     seed=0, num_samples=64, batch_size=None, out='outputs', grid=None,
     idx=None, record_every=10, fps=12., format=None, guess=False, anim=None,
-    ckpts=None, reference=None, holdout=None, features='mnist')
+    ckpts=None, reference=None, holdout=None, features=None)
 
 _SAYS = dict(seed='seed', device='device', num_samples='sample.num_images', out='log.out_dir',
              weights='checkpoints.use_ema')
@@ -210,15 +210,17 @@ def _recipe(a, cfg, ck):
 
 # %% ../../nbs/7_app/01_requests.ipynb #3770b1c1
 def _find(a, cfg):
-    "The path of the checkpoint to load, or None for the one that ships with the package"
+    "The path of the checkpoint to load, or the one that ships with the package"
     folder, listed = cfg.get('checkpoints.dir'), cfg.get('checkpoints.list')
     home = Path(folder).expanduser() if folder else _assets()
     if a.ckpt: return _look_up(a.ckpt, [Path(), home])
     if listed: return _look_up(listed[-1], [home])
     if folder: return _newest(home, a.weights)
-    _ships(cfg, 'no checkpoint for {} ships', 'give one with --ckpt FILE')
+    data = _ships(cfg, 'no checkpoint for {} ships', 'give one with --ckpt FILE')
     sampler = getattr(a, 'sampler', None) or cfg.get('sample.sampler')
-    if sampler == 'consistency': return _named('mnist-consistency')
+    name = f'{data}-consistency' if sampler == 'consistency' else data
+    if path := _named(name): return path
+    raise _mistake(f'no {name} ships with this package: give a checkpoint with --ckpt FILE')
 
 def _named(name):
     "The file of a checkpoint that ships with a name; None: there is none of this name"
@@ -226,9 +228,11 @@ def _named(name):
     return bundled_names().get(name)
 
 def _ships(cfg, none, do):
-    "Refuse what the package has no checkpoint for"
-    if (data := cfg.get('data.dataset', 'mnist')) == 'mnist': return
-    raise _mistake(f'{none.format(data)} with this package, only for mnist: {do}')
+    "The data set that is meant, or a refusal of what the package has no checkpoint for"
+    from ddpm_sampling.networks.loading import DATASETS
+    if (data := cfg.get('data.dataset', 'mnist')) in DATASETS: return data
+    raise _mistake(f'{none.format(data)} with this package, only for {" and ".join(DATASETS)}: {do}')
+
 
 # %% ../../nbs/7_app/01_requests.ipynb #db01162f
 def _look_up(name, folders):
@@ -368,8 +372,8 @@ def _listed(a, cfg):
     home = Path(folder).expanduser() if folder else _assets()
     if names: return [p for name in names for p in _epochs_in(_look_up(name, [Path(), home]))]
     if folder: return _epochs_in(home)
-    _ships(cfg, 'no checkpoints for {} ship', 'give some with --ckpt FILE…')
-    return [b['path'] for b in bundled_checkpoints()]
+    data = _ships(cfg, 'no checkpoints for {} ship', 'give some with --ckpt FILE…')
+    return [b['path'] for b in bundled_checkpoints(data)]
 
 def _epochs_in(path):
     "A file or folder of diffusers as it is; of another folder the epochs, or else all checkpoints"
@@ -407,8 +411,9 @@ def _crc(x): return f'{zlib.crc32(x if isinstance(x, bytes) else str(x).encode()
 # %% ../../nbs/7_app/01_requests.ipynb #be7bfbe1
 def _name(a, ck, way, own):
     "A file name, without ending, of all settings on which a picture depends; `own`: the command's"
-    from ddpm_sampling.networks.loading import bundled_checkpoints, bundled_names
-    ours = [*(b['path'] for b in bundled_checkpoints()), *bundled_names().values()]
+    from ddpm_sampling.networks.loading import DATASETS, bundled_checkpoints, bundled_names
+    ours = [b['path'] for data in DATASETS for b in bundled_checkpoints(data)]
+    ours += bundled_names().values()
     shipped, how = ck.path in ours, way.how.said()
     sampler, steps, clip = (how.pop(k, None) for k in ('sampler', 'steps', 'clip'))
     parts = [ck.path.stem + ('' if shipped else f'-{_checksum(ck.path)}'), ck.weights]

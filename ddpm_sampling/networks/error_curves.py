@@ -177,11 +177,15 @@ def var(self:Errors,
 @lru_cache
 def _shipped_errors():
     "{weights' key: `Errors`} of the bundled checkpoints"
-    blob, _ = shipped('mnist_errors.json')
+    return {e.key: e for listing in ('mnist_errors.json', 'cifar10_errors.json')
+            for e in _of_file(shipped(listing)[0])}
+
+def _of_file(blob):
+    "The `Errors` of several checkpoints of one data set"
     with np.load(io.BytesIO(blob)) as f: a = {k: f[k] for k in f.files}
     tables = zip(a['passes'].tolist(), a['mean'].astype(np.float64), a['sq'].astype(np.float64))
-    return {key: Errors(key, str(a['data']), passes, a['abar'], mean, sq)
-            for key, (passes, mean, sq) in zip(a['keys'].tolist(), tables)}
+    return [Errors(key, str(a['data']), passes, a['abar'], mean, sq)
+            for key, (passes, mean, sq) in zip(a['keys'].tolist(), tables)]
 
 # %% ../../nbs/2_networks/12_error_curves.ipynb #12abc144
 def _packed(e):

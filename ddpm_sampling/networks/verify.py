@@ -8,12 +8,12 @@ __all__ = ['denoising_loss', 'SelfTest', 'self_test']
 # %% ../../nbs/2_networks/11_verify.ipynb #2b6c8caa
 import warnings
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from textwrap import fill
 import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
+from ..basics.arrays import shipped_images, to_unit
 from ..basics.errors import RequestError, CheckpointError
 from ..sampler.denoisers import CAP, denoiser
 from ..sampler.multistep import dpmpp_step
@@ -83,25 +83,20 @@ def denoising_loss(
     idx:list=None, # number of each image, the key of its noise; default 0..n-1
     seed:int=0, # seed of the noise
     batch_size:int=64, # images at a time
+    labels:Tensor=None, # of the images, (n,) integers, where the network takes one; None: not told
 )->Tensor: # (n,) float64
     "Squared error of the predicted noise, mean over each image's pixels (Ho et al. 2020, eq. 14)"
     t = np.broadcast_to(np.asarray(t), len(x0))
     if len(t) and not (1<=t.min() and t.max()<=ck.schedule.T):
         raise RequestError(f't must lie in 1..{ck.schedule.T}')
-    probe = _Probe(ck, x0.cpu(), t, idx, seed, batch_size)
+    probe = _Probe(ck, x0.cpu(), t, idx, seed, batch_size, labels)
     return probe.losses()*torch.from_numpy(_in_eps(probe.abar, ck.predicts))
 
 # %% ../../nbs/2_networks/11_verify.ipynb #ec170aa4
-def _mnist_test(part):
-    "Of the 256 MNIST test images that come with the library: images, or labels"
-    file = files('ddpm_sampling')/'assets'/'mnist_test_256.npz'
-    with np.load(str(file)) as f: return torch.from_numpy(f[part])
-
 def _mnist_images(side=32):
     "The 256 MNIST test images that come with the library, (256,1,side,side) in [-1,1]"
-    x = _mnist_test('images')[:,None].double()
-    if side==28: x = _reduced(x).round().clamp(0, 255)
-    return x.float()/127.5 - 1
+    x8, _ = shipped_images('mnist')
+    return to_unit(x8 if side==32 else _reduced(x8.double()).round().clamp(0, 255))
 
 def _reduced(x):
     "The 28×28 images of which these 32×32 ones are the bilinear enlargement, by least squares"
@@ -117,17 +112,25 @@ def _images_for(ck, images, labels=None):
     if ck.classes and labels is None and ck.null_label is None and unknown:
         return None, ('it takes a label with each image, and which ones these images have is not '
                       'said: pass images= and labels=')
-    if images is None:
-        if ck.dataset not in (None, 'mnist', 'MNIST'):
-            return None, (f'it was trained on {ck.dataset}, '
-                          'and only MNIST images come with the library: pass images=')
-        if ck.shape not in ((1,32,32), (1,28,28)):
-            return None, (f'it makes images of {_plain(ck.shape)}, '
-                          'and the bundled ones are 1×32×32 or 1×28×28: pass images=')
-        unsaid = '' if ck.dataset else ', as the file does not say which data'
-        return _mnist_images(ck.shape[1]), f'MNIST test images{unsaid}'
+    if images is None: return _shipped_for(ck)
     _check_images(images, ck.shape)
     return images[:256].float().cpu(), 'images'
+
+def _shipped_for(ck):
+    "Images that come with the library for what a checkpoint makes, and their name; or why not"
+    name = (ck.dataset or 'mnist').lower()
+    if name not in _SIZES:
+        return None, (f'it was trained on {ck.dataset}, and only images of '
+                      f'{" and ".join(_TITLES.values())} come with the library: pass images=')
+    if ck.shape not in _SIZES[name]:
+        return None, (f'it makes images of {_plain(ck.shape)}, and the bundled ones of '
+                      f'{_TITLES[name]} are {" or ".join(map(_plain, _SIZES[name]))}: pass images=')
+    unsaid = '' if ck.dataset else ', as the file does not say which data'
+    x = _mnist_images(ck.shape[1]) if name=='mnist' else to_unit(shipped_images(name)[0])
+    return x, f'{_TITLES[name]} test images{unsaid}'
+
+_TITLES = dict(mnist='MNIST', cifar10='CIFAR-10 (JPEG)')
+_SIZES = dict(mnist=((1,32,32), (1,28,28)), cifar10=((3,32,32),))
 
 def _check_images(images, shape):
     "An error for what is no set of test images"
@@ -144,7 +147,8 @@ def _labels_for(ck, images, labels, n):
     "The label of each image that is tested on, (n,); None where the network is asked without"
     if labels is not None and not ck.classes:
         raise RequestError('labels= is for a network that takes a label; this one takes none')
-    if labels is None and ck.classes==10 and images is None: labels = _mnist_test('labels')
+    if labels is None and ck.classes==10 and images is None:
+        _, labels = shipped_images((ck.dataset or 'mnist').lower())
     if labels is None: return
     y = torch.as_tensor(labels).long().cpu()
     if y.ndim!=1 or len(y)!=(len(images) if images is not None else n):
