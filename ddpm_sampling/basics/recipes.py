@@ -26,8 +26,9 @@ class Recipe:
     # for ddpm: posterior, beta, learned or
     # analytic; None: posterior; in Python also a function row -> σ²
     variance: str|Callable = None
-    # how steps are spread: linspace, leading, trailing, quadratic, logsnr,
-    # karras or searched; None: linspace for ddpm and ddim, else trailing
+    # how steps are spread: linspace, leading, trailing, fine, quadratic,
+    # logsnr, karras or searched; None: linspace for ddpm and ddim, else trailing,
+    # or fine for colour
     spacing: str = None
     # keep predictions of the image in [-1, 1]; None: yes; in Python also another bound
     clip: bool|float = None

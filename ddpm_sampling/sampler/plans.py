@@ -58,10 +58,15 @@ SPACINGS = dict(                                        # (schedule, n) -> n inc
     linspace  = lambda sched, n: np.linspace(sched.T, 1, n)[::-1],    # from above: one level is T
     leading   = lambda sched, n: 1. + np.arange(n)*(sched.T//n),
     trailing  = lambda sched, n: sched.T - np.arange(n)[::-1]*(sched.T/n),
+    fine      = lambda sched, n: np.linspace(sched.T, min(sched.T/n, _fine(sched)), n)[::-1],
     quadratic = lambda sched, n: 1 + (sched.T - 1)*np.linspace(1, 0, n)[::-1]**2,
     logsnr    = lambda sched, n: even_in(sched, n, np.log),
     karras    = lambda sched, n: even_in(sched, n, lambda sigbar: sigbar**(1/7)),
 )
+
+def _fine(sched):
+    "The level, as a real number, where σ̄ is 0.05: noise of six grey levels of 255"
+    return np.interp(.05, sched.snr[1:]**-.5, np.arange(1, sched.T + 1))
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #64c9a490
 def even_in(

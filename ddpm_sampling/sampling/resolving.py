@@ -87,7 +87,7 @@ def _plan(ck, how, step):
         raise RequestError('a list of steps is its own spacing: '
                            f'drop either the list or {spacing!r}')
     if steps is None and (spacing or step.func is not ddpm_step): steps = min(50, sched.T)
-    usual = 'trailing' if step.func in FEW else 'linspace'
+    usual = _few(ck) if step.func in FEW else 'linspace'
     try:
         if spacing == 'searched': return sched.plan(searched(ck, steps, how.sampler))
         return sched.plan(steps, spacing or usual)
@@ -95,6 +95,10 @@ def _plan(ck, how, step):
     except (TypeError, ValueError):
         raise RequestError(f'steps must be a whole number from 1 to {sched.T} '
                            f'or a decreasing list, not {steps!r}') from None
+
+def _few(ck):
+    "The spacing for few steps: photographs have texture, which a last stride from afar would blur"
+    return 'fine' if ck.shape[0] == 3 else 'trailing'
 
 def _own_plan(sched, plan, spacing):
     "The reader's plan, if it belongs to the schedule"
