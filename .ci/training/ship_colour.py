@@ -17,7 +17,7 @@ from ddpm_sampling.quality.frechet import Moments
 
 ap = argparse.ArgumentParser()
 ap.add_argument('--weights', type=Path, required=True); ap.add_argument('--data', type=Path, required=True)
-ap.add_argument('--out', type=Path, default=Path('ddpm_sampling/assets')); ap.add_argument('--passes', type=int, default=20)
+ap.add_argument('--out', type=Path, default=Path('ddpm_sampling/assets')); ap.add_argument('--passes', default='8,8,20')
 ap.add_argument('--parts', default='reference,files,errors')
 a = ap.parse_args()
 torch.set_num_threads(1)
@@ -65,7 +65,7 @@ if 'files' in parts:
     listed('checkpoints.json', entries)
 if 'errors' in parts:
     cks = [load_checkpoint(a.out/f'cifar10_epoch_{e:04d}.pt', device='cpu') for e in EPOCHS]
-    es = [measure_errors(ck, train8, a.passes, progress=True) for ck in cks]
+    es = [measure_errors(ck, train8, int(n), progress=True) for ck, n in zip(cks, a.passes.split(','))]
     np.savez_compressed(out := io.BytesIO(), abar=cks[0].schedule.abar, data=np.array(es[0].data), keys=np.array([weights_key(ck) for ck in cks]),
                         passes=np.array([e.passes for e in es]), mean=np.stack([e.mean for e in es]).astype(np.float32),
                         sq=np.stack([e.sq for e in es]).astype(np.float32))

@@ -65,8 +65,8 @@ def sets_options(p):
     a('--num-samples', type=_whole(COUNT), metavar='N', dest='wanted',
       help='so many of each, evenly spread (default: as many as the smallest has)')
     a('--reference', metavar='R',
-      help='what to measure against: mnist (default), mirrored (MNIST, mirrored at random), cifar10, '
-           'a path to images, or an NPZ with the statistics mu and sigma')
+      help='what to measure against: mnist (default), mirrored (MNIST, mirrored at random), '
+           'cifar10, a path to images, or an NPZ with the statistics mu and sigma')
     a('--holdout', metavar='PATH',
       help='with --reference PATH: other real images, for the line of real images')
     a('--features', choices=('mnist', 'cifar10', 'inception'),

@@ -231,7 +231,8 @@ def _ships(cfg, none, do):
     "The data set that is meant, or a refusal of what the package has no checkpoint for"
     from ddpm_sampling.networks.loading import DATASETS
     if (data := cfg.get('data.dataset', 'mnist')) in DATASETS: return data
-    raise _mistake(f'{none.format(data)} with this package, only for {" and ".join(DATASETS)}: {do}')
+    only = f'only for {" and ".join(DATASETS)}'
+    raise _mistake(f'{none.format(data)} with this package, {only}: {do}')
 
 
 # %% ../../nbs/7_app/01_requests.ipynb #db01162f
