@@ -280,10 +280,16 @@ def _try_readings(ck, x0, seed, batch_size, y=None):
     probe = _Probe(ck, x0[:n], t, seed=seed, batch_size=batch_size, y=y)
     rec = probe.losses()
     for family,name,kw in _readings(probe):
-        alt = probe.losses(**kw)
+        alt = probe.losses(**kw)*_fainter(probe, kw.get('x0'))
         if family not in best or alt.mean()<best[family][1].mean(): best[family] = (name, alt, rec)
     if raw := _raw_net(ck): best['weights'] = ('raw', probe.losses(net=raw), rec)
     return best
+
+def _fainter(probe, x0):
+    "How much easier fainter images are than those of the probe, by the pixel filter, at least 1"
+    if x0 is None: return 1.
+    easy, hard = (_pixel_filter(x, probe.abar, probe.ck.predicts) for x in (x0, probe.x0))
+    return (hard/easy).clamp(min=1)
 
 def _levels(ck, n):
     "n levels to test at: all of them; of a student those where it tells the image of its input"
