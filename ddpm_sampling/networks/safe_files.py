@@ -147,6 +147,8 @@ def read_safe(
         facts |= {k: rec.get(k) for k in ('classes', 'null_label', 'student')}
         if rec.get('half'): tensors = {n: v.float() for n,v in tensors.items()}
         tensors, notes = {rec['weights']: tensors}, rec['notes']
+        if not all(facts[k] is None or type(facts[k]) is int for k in ('epoch', 'step')):
+            raise TypeError                                # an epoch becomes part of file names
     except (KeyError, TypeError):
         raise CheckpointError('its record is not as `save_checkpoint` writes it') from None
     tensors, weights = _choose(tensors, asked.weights, log)

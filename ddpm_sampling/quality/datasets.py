@@ -99,13 +99,16 @@ def fit_shape(
 def _read_picture(path):
     "One picture as (c,h,w) uint8, or an exception that says why not"
     from PIL import Image
-    with Image.open(path) as im:
+    with Image.open(path, formats=_PICTURES) as im:
         if im.mode == '1': im = im.convert('L')
         if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
         mode, a = im.mode, np.array(im)
     if mode in ('LA', 'RGBA') and (a[..., -1] == 255).all(): mode, a = mode[:-1], a[..., :-1]
     if mode not in ('L', 'RGB'): raise ValueError(f'is {mode}, not 8-bit grey or colour')
     return torch.from_numpy(a.reshape(*a.shape[:2], -1)).permute(2, 0, 1)
+
+# What may be opened: of Pillow's formats those that nothing else is started for
+_PICTURES = 'PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP'
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #929794c2
 _suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm'}
