@@ -6,14 +6,13 @@ with the loss on all test images, cifar10_reference.npz and cifar10_errors.npz w
 import argparse, hashlib, io, json
 from pathlib import Path
 import numpy as np, torch
-from ddpm_sampling.basics.arrays import to_unit
 from ddpm_sampling.basics.files import whole_file
 from ddpm_sampling.networks.error_curves import _of_file, measure_errors, weights_key
 from ddpm_sampling.networks.loading import load_checkpoint
-from ddpm_sampling.networks.verify import denoising_loss
 from ddpm_sampling.quality.datasets import load_cifar10, load_labels
 from ddpm_sampling.quality.features import cifar10_features, extract
 from ddpm_sampling.quality.frechet import Moments
+from ddpm_sampling.students.training import test_loss
 
 ap = argparse.ArgumentParser()
 ap.add_argument('--weights', type=Path, required=True); ap.add_argument('--data', type=Path, required=True)
@@ -33,11 +32,10 @@ def rounded(v, places):  # of the ten binary places of half precision
     bits, off = v.view(torch.int16).int() & 0xffff, 10 - places
     return ((((bits + (1 << (off - 1))) >> off) << off) & 0xffff).to(torch.uint16).view(torch.float16)
 
-def loss(path, x0, kinds):
-    "(mean, standard error) of the denoising loss, told the labels, each test image once"
-    idx = torch.arange(len(x0))
-    each = denoising_loss(load_checkpoint(path, device='cpu'), x0, 1 + idx % 1000, idx.tolist(), labels=kinds)
-    return dict(test_loss=round(each.mean().item(), 6), test_loss_se=round((each.std()/len(each)**.5).item(), 6))
+def loss(path):
+    "The denoising loss of a file, told the labels, and its standard error"
+    mean, se = test_loss(load_checkpoint(path, device='cpu'), test8, kinds)
+    return dict(test_loss=round(mean, 6), test_loss_se=round(se, 6))
 
 parts = a.parts.split(',')
 train8, test8, kinds = load_cifar10(a.data), load_cifar10(a.data, 'test'), load_labels(a.data, 'test')
@@ -57,11 +55,11 @@ if 'files' in parts:
         name = f'cifar10_epoch_{epoch:04d}.pt'
         d, told = torch.load(a.weights/name, weights_only=True), {}
         if epoch in PLACES:
-            told = dict(places=PLACES[epoch], as_trained=loss(a.weights/name, to_unit(test8), kinds))
+            told = dict(places=PLACES[epoch], as_trained=loss(a.weights/name))
             d['model_state_dict'] = {k: rounded(v, PLACES[epoch]) for k, v in d['model_state_dict'].items()}
         torch.save(d, out := io.BytesIO())
         record = write(name, out.getvalue() if epoch in PLACES else (a.weights/name).read_bytes())
-        entries += [dict(dataset='cifar10', **record, epoch=epoch, step=d['step']) | loss(a.out/name, to_unit(test8), kinds) | told]
+        entries += [dict(dataset='cifar10', **record, epoch=epoch, step=d['step']) | loss(a.out/name) | told]
         print(entries[-1], flush=True)
     listed('checkpoints.json', entries)
 if 'errors' in parts:

@@ -19,7 +19,7 @@ def by_turns(
     "Time several things, one after the other, again and again"
     for ask in asks.values(): ask()                      # the first time is never like the others
     took, start = {name: [] for name in asks}, time.perf_counter()
-    while not took or len(next(iter(took.values()))) < most:
+    for _ in range(most):
         for name, ask in asks.items():
             t = time.perf_counter()
             ask()
@@ -119,7 +119,7 @@ def _overhead(ck, say, seconds):
     def run(step):
         for _ in sample_steps(den, plan, x, step, lambda t, visit: z): pass
     for name, step in SAMPLERS.items():
-        if name not in ('consistency',): asks[name] = lambda step=step: run(step)
+        if name != 'consistency': asks[name] = lambda step=step: run(step)
     took = by_turns(asks, seconds)
     say('samplers', 'µs a step beside network and noise, one image: '
         + ', '.join(f'{name} {min(ts)*1e4:.0f}' for name, ts in took.items()))

@@ -226,9 +226,10 @@ def _reference(a, shape, dataset=None):
     try: measurable(shape, extractor)
     except RequestError as e:
         if kind == 'inception': raise
+        do = 'take --features inception and --reference PATH'
+        if shape == (3, 32, 32): do += ', or --reference cifar10'
         raise _mistake(f'the {kind} features read images of {_READ[kind]}, these are '
-                       f'{_times(shape)}: take --features inception and --reference PATH'
-                       ) from e
+                       f'{_times(shape)}: {do}') from e
     if not own: return reference_for(kind, a.reference == 'mirrored'), extractor
     if (ref := statistics_of(a.reference)) is not None: return ref, extractor
     bar = not a.quiet and sys.stderr.isatty()
@@ -240,9 +241,12 @@ def _kind(a, shape, dataset):
     "(whose features: what is asked for, else the reference's, the network's, the images'; own?)"
     ships = dict(mnist='mnist', mirrored='mnist', cifar10='cifar10')
     own = a.reference is not None and a.reference not in ships
-    like = dataset.lower() if dataset and dataset.lower() in _READ else None
-    if like is None and own: like = 'cifar10' if tuple(shape) == (3, 32, 32) else 'mnist'
-    return a.features or ships.get(a.reference) or like or 'mnist', own
+    like, named = (dataset or '').lower(), ships.get(a.reference)
+    if named and a.features not in (None, named):
+        raise _mistake(f'the reference {a.reference} has {named} features, not {a.features}: '
+                       'drop --features')
+    if like not in _READ: like = 'cifar10' if own and shape == (3, 32, 32) else 'mnist'
+    return a.features or named or like, own
 
 def _features(kind):
     "The features of a name"

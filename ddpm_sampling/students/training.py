@@ -329,12 +329,16 @@ def ship(
 )->list: # what was written to checkpoints.json
     "The EMA weights of some epochs in half precision, and a list of what they are"
     run, out = Path(run), Path(out)
+    listing = out/'checkpoints.json'
+    others = json.loads(listing.read_text()) if listing.exists() else []
+    others = [e for e in others if e['dataset'] != 'mnist']
     listed = [_ship_epoch(run/f'checkpoint_epoch_{e:04d}.pt', e, out, test8) for e in epochs]
     last = run/f'checkpoint_epoch_{epochs[-1]:04d}.pt'
     meta = torch.load(last, weights_only=True)['metadata']
     record = dict(config=meta['config'], history=meta['history'],
                   half_precision=_grey_levels(last, out/listed[-1]['file']))
-    for name, data in {'mnist_training.json': record, 'checkpoints.json': listed}.items():
+    written = {'mnist_training.json': record, 'checkpoints.json': listed + others}
+    for name, data in written.items():
         with whole_file(out/name) as tmp: Path(tmp).write_text(json.dumps(data, indent=1))
     return listed
 
