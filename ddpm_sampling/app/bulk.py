@@ -8,6 +8,7 @@ __all__ = ['images_options', 'bulk_sampled', 'sets_options', 'sets_measured']
 # %% ../../nbs/7_app/07_bulk.ipynb #85af81b5
 import os
 from pathlib import Path
+from ..basics.opening import asked_path
 from .configurations import COUNT, SEED, _mistake
 from .requests import (
     _crc, _load, _name, _one_checkpoint, _recipe, _times, _whole)
@@ -39,7 +40,7 @@ def bulk_sampled(
     one = images_of(ck.shape, 1, seed=a.seed, labels=a.label and a.label[:1])
     run = Run(ck, how, one)                              # refused now rather than later
     name = _name(a, ck, run, [form]*(form != 'png'))
-    out = Path(getattr(a, 'out_dir', None) or Path(a.out)/'images'/name).expanduser()
+    out = asked_path(getattr(a, 'out_dir', None) or Path(a.out)/'images'/name)
     def begin(request, there):
         if not first: return
         tell(words(ck, run, f'{n}') | {'folder': str(out)})
@@ -90,7 +91,7 @@ def sets_measured(
     from ddpm_sampling.quality.datasets import read_images
     from ddpm_sampling.quality.image_sets import measure_sets
     from ddpm_sampling.quality.reports import report, said
-    out = Path(a.out).expanduser()
+    out = asked_path(a.out)
     csv = out/'logs'/'images.csv'
     writable(csv)
     sets = {}
@@ -113,7 +114,7 @@ def sets_measured(
 
 def _short_names(paths):
     "The last parts of some paths, as many as tell them apart"
-    parts = [Path(p).expanduser().resolve().parts for p in paths]
+    parts = [asked_path(p).resolve().parts for p in paths]
     k = next((k for k in range(1, 9) if len({p[-k:] for p in parts}) == len(parts)), 9)
     names = ['/'.join(p[-k:]) for p in parts]
     if len({*names}) < len(names): raise _mistake('the same images are named twice')

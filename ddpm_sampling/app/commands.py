@@ -6,11 +6,12 @@
 __all__ = ['main']
 
 # %% ../../nbs/7_app/02_commands.ipynb #2563ae71
-import io, math, os, shlex, sys, time, warnings
+import codecs, io, math, os, shlex, signal, sys, time, warnings
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
-from pathlib import Path
+from ..basics.errors import printable
+from ..basics.opening import asked_path, free_memory
 from .configurations import _mistake, read_config
 from .benching import bench_options, benched
 from .bulk import bulk_sampled, images_options, sets_measured, sets_options
@@ -45,11 +46,11 @@ def _tell(a, rows):
     "Print a report, {word: text} or pairs of both, unless --quiet"
     if a.quiet: return
     if isinstance(rows, dict): rows = rows.items()
-    print(*(f'{k:11} {v}' for k, v in rows), sep='\n', flush=True)
+    print(*(printable(f'{k:11} {v}') for k, v in rows), sep='\n', flush=True)
 
 def _wrote(a, *paths):
     "Print what was written, always"
-    for path in paths: print(path if a.quiet else f'{"wrote":11} {path}')
+    for path in paths: print(printable(path if a.quiet else f'{"wrote":11} {path}'))
 
 # %% ../../nbs/7_app/02_commands.ipynb #9a73d3a4
 def _request_in_words(a, ck, run, which):
@@ -172,7 +173,7 @@ def _evaluate(a, cfg, list_jobs, name):
                labels=_labelled(a, a.num_samples, rows=False))
     jobs = list_jobs(cks, like)
     for job in jobs: job.plan()         # what cannot be sampled is told before anything is written
-    out, warn = Path(a.out).expanduser(), partial(_line, 'warning')
+    out, warn = asked_path(a.out), partial(_line, 'warning')
     csv = out/'logs'/'quality.csv'
     writable(csv)
     _tell(a, {'checkpoints': ', '.join(cks),
@@ -201,9 +202,9 @@ def _hint_mirrored(csv, row, ref):
     from ddpm_sampling.quality.comparisons import features_file
     from ddpm_sampling.quality.frechet import fid
     from ddpm_sampling.quality.references import mnist_reference
-    import numpy as np
+    from ddpm_sampling.basics.opening import read_arrays
     if ref.key != mnist_reference().key or int(row['n']) <= 64: return
-    features = np.load(features_file(csv, row['run']))
+    features = read_arrays(features_file(csv, row['run']))['']
     upright, mirrored = (fid(features, mnist_reference(m).moments) for m in (False, True))
     if mirrored.high < upright.low:
         warnings.warn(f'{row["checkpoint"]} fits digits that are mirrored at random better '
@@ -332,22 +333,35 @@ def main(
 )->int: # 0 success, 2 a mistake in the request, 1 a failure, 130 interrupted
     "Run one command"
     try:
-        args = _parser().parse_args(argv)
-        with _one_line_warnings():
+        _open_streams()
+        with _one_line_warnings(), _ended_by_signals():
+            args = _given(_parser().parse_args(argv))
             cfg = read_config(args.config)
             code = args.run(_settle(args, cfg), cfg)
-        sys.stdout.flush()
+            sys.stdout.flush()
         return code
     except SystemExit as e: return e.code                    # argparse has answered already
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         sys.unraisablehook = lambda *_: None     # what was interrupted complains when cleared away
-        return _fail(130, 'interrupted; nothing is left half-written')
+        by = e.args[0] if e.args else signal.SIGINT
+        how = 'interrupted' if by == signal.SIGINT else f'ended by {by.name}'
+        return _fail(128 + by, f'{how}; nothing is left half-written')
     except BrokenPipeError:                        # whoever read has left, as in `ddpm … | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
         return 1
     except Exception as e:
         if os.environ.get('DDPM_DEBUG'): raise
         return _fail(*_verdict(e))
+
+# %% ../../nbs/7_app/02_commands.ipynb #7e1dae2b
+def _given(args):
+    "The arguments, none of which is empty"
+    for name, v in vars(args).items():
+        if any(isinstance(u, str) and not u.strip() for u in (v if isinstance(v, list) else [v])):
+            option = dict(ckpts='ckpt', wanted='num-samples').get(name, name).replace('_', '-')
+            raise _mistake(f'{option} is an empty text: leave it out, or give what is meant '
+                           '(was it a variable that is not set?)')
+    return args
 
 # %% ../../nbs/7_app/02_commands.ipynb #9991bd8c
 def _verdict(e):
@@ -355,15 +369,27 @@ def _verdict(e):
     mistakes = {'RequestError', 'CheckpointError'}               # by name: nothing is imported here
     if mistakes & {c.__name__ for c in type(e).__mro__}: return 2, str(e)
     if isinstance(e, OSError) and e.strerror:
+        if not e.filename: _to_nowhere(sys.stdout)           # what was printed has no room
         return 1, e.strerror + (f': {e.filename}' if e.filename else '')
-    said = f'{type(e).__name__} {e}'
+    said = f'{type(e).__name__} {printable(e)}'
     if any(s in said for s in ('MemoryError', 'out of memory', "can't allocate memory")):
-        return 1, 'out of memory: try a smaller --batch-size'
-    return 1, (f'unexpected {type(e).__name__}: {e} '
+        return 1, f'out of memory ({free_memory()/2**30:.1f} GB are free)' + _asks_less(e)
+    return 1, (f'unexpected {type(e).__name__}: {printable(e, 300)} '
                '(a fault of this program; DDPM_DEBUG=1 shows where)')
 
+def _asks_less(e):
+    "What would need less memory, if it was the network that wanted it"
+    while e.__traceback__ and (tb := e.__traceback__):
+        while tb:
+            if tb.tb_frame.f_code.co_name == 'batch': return ': try a smaller --batch-size'
+            tb = tb.tb_next
+        break
+    return ''
+
 # %% ../../nbs/7_app/02_commands.ipynb #c3152a05
-def _line(kind, text): print(f'ddpm: {kind}:', *str(text).split(), file=sys.stderr)
+def _line(kind, text):
+    "A line on standard error"
+    print(f'ddpm: {kind}:', printable(' '.join(str(text).split())), file=sys.stderr)
 
 def _fail(code, text):
     "Say what is wrong, on one line, and pass the code on"
@@ -377,6 +403,43 @@ def _one_line_warnings():
         if not sys.warnoptions: warnings.simplefilter('default', UserWarning)
         warnings.showwarning = lambda message, *_, **__: _line('warning', message)
         yield
+
+# %% ../../nbs/7_app/02_commands.ipynb #d398d28c
+def _open_streams():
+    "Standard streams that are there, and can write any text"
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError: os.open(os.devnull, os.O_RDWR)       # takes the lowest number that is free
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+        if isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors='ddpm_sampling')
+
+_PLAIN = {'…': '...', '×': 'x', '−': '-', '–': '-', '±': '+-', '→': '->', 'β': 'beta', 'ᾱ': 'abar',
+          'η': 'eta', 'σ': 'sigma', '₀': '0', '\u0302': '', '\u0303': ''}
+
+def _plain_letters(e):
+    "For letters that an output does not know: others, or their numbers"
+    some = e.object[e.start:e.end]
+    return ''.join(_PLAIN.get(c, c.encode('ascii', 'backslashreplace').decode()) for c in some), e.end
+
+codecs.register_error('ddpm_sampling', _plain_letters)
+
+def _to_nowhere(stream):
+    "What else is written there is thrown away"
+    try: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError, AttributeError): pass
+
+@contextmanager
+def _ended_by_signals():
+    "SIGTERM and SIGHUP end the program as Ctrl-C does, unless somebody has said otherwise"
+    def end(number, _): raise KeyboardInterrupt(signal.Signals(number))
+    wanted = [getattr(signal, k) for k in ('SIGTERM', 'SIGHUP') if hasattr(signal, k)]
+    try: before = {s: signal.signal(s, end) for s in wanted if signal.getsignal(s) == signal.SIG_DFL}
+    except ValueError: before = {}                           # not the main thread
+    try: yield
+    finally:
+        for s, was in before.items(): signal.signal(s, was)
 
 # %% ../../nbs/7_app/02_commands.ipynb #3dd5d295
 def _typed(line, folder='.'):

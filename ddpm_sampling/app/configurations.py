@@ -122,13 +122,11 @@ def _assets():
 # %% ../../nbs/7_app/00_configurations.ipynb #51ede652
 def _flat(path):
     "The contents of a YAML file as 'section.key': value"
-    import yaml
+    from ddpm_sampling.basics.errors import RequestError
+    from ddpm_sampling.basics.opening import read_yaml
     wrong = lambda text: _mistake(f'{path.name}{text}')
-    try: tree = yaml.safe_load(path.read_bytes()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, 'problem_mark', None)
-        where = f': {e.problem} in line {mark.line + 1}' if mark else ''
-        raise wrong(f' is not YAML{where}') from None
+    try: tree = read_yaml(path) or {}
+    except RequestError as e: raise wrong(f' {e}') from None
     if not isinstance(tree, dict):
         raise wrong(f': sections such as `sample:` are needed, not a {type(tree).__name__}')
     flat, sections = {}, {k.split('.')[0] for k in KEYS if '.' in k}

@@ -6,7 +6,7 @@
 __all__ = ['distill_options', 'distilled']
 
 # %% ../../nbs/7_app/06_distilling.ipynb #265f2ad2
-from pathlib import Path
+from ..basics.opening import asked_path
 from .configurations import COUNT, SEED
 from .requests import _checksum, _load, _whole
 
@@ -42,7 +42,7 @@ def distilled(
     ck = _load(a, cfg)
     method, minutes = getattr(a, 'method', 'consistency'), getattr(a, 'minutes', 60.)
     name = f'{ck.path.stem}-{_checksum(ck.path)}_{method}_seed{a.seed}'
-    out = Path(a.out).expanduser()/'students'/name
+    out = asked_path(a.out)/'students'/name
     bar, data = False if a.quiet else None, getattr(a, 'data', None)
     if data is not None: data, notes = read_images(data, ck.shape)
     tell({'teacher': f'{ck.path.name}, {"×".join(map(str, ck.shape))}, on {ck.device}',

@@ -6,10 +6,11 @@
 __all__ = ['DEFAULTS']
 
 # %% ../../nbs/7_app/01_requests.ipynb #04aaa8d1
-import argparse, re, warnings, zlib
+import argparse, re, sys, warnings, zlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from ..basics.opening import asked_path, opened
 from .configurations import (
     COUNT, FAMILIES, SCHEDULE, SEED, TABLES, _as, _assets, _mistake, _wanted)
 
@@ -182,7 +183,7 @@ def _settle(args, cfg):
     if several > 1 and not (hasattr(args, 'record_every') or 'num_samples' in given | said):
         given['num_samples'] = 8*several
     if hasattr(args, 'record_every'):            # a film: of image 0, if no argument says otherwise
-        given.setdefault('idx', list(range(given.get('num_samples', several))))
+        given.setdefault('idx', range(given.get('num_samples', several)))
         given['num_samples'] = len(given['idx'])
     return SimpleNamespace(**{**DEFAULTS, **said, **given})
 
@@ -190,6 +191,8 @@ def _settle(args, cfg):
 def _labelled(a, n, rows=True):
     "Labels of n images: those of a row one after the other, or in turn; None: no labels"
     if a.label is None: return None
+    from ddpm_sampling.sampling.front_door import MOST
+    if n > MOST: raise _mistake(f'--num-samples may be {MOST} at most, not {n}')
     k = len(a.label)
     if not rows: return tuple(a.label[i % k] for i in range(n))
     if n % k: raise _mistake(f'{n} images cannot be shared by {k} labels: --num-samples of a '
@@ -212,7 +215,7 @@ def _recipe(a, cfg, ck):
 def _find(a, cfg):
     "The path of the checkpoint to load, or the one that ships with the package"
     folder, listed = cfg.get('checkpoints.dir'), cfg.get('checkpoints.list')
-    home = Path(folder).expanduser() if folder else _assets()
+    home = asked_path(folder) if folder else _assets()
     if a.ckpt: return _look_up(a.ckpt, [Path(), home])
     if listed: return _look_up(listed[-1], [home])
     if folder: return _newest(home, a.weights)
@@ -298,12 +301,15 @@ def _is(sched, said):
 # %% ../../nbs/7_app/01_requests.ipynb #07d79346
 def _schedule(said, T=None):
     "The schedule that is meant by a name or by a file of numbers"
+    from ddpm_sampling.basics.errors import RequestError
+    from ddpm_sampling.basics.opening import asked_path
     from ddpm_sampling.sampler.schedules import Schedule
     if not said.lower().endswith(TABLES): return Schedule.named(said, T or 1000)
-    path = Path(said).expanduser()
+    path = asked_path(said)
     try: key, values = _table(path)
     except OSError as e: raise _mistake(f'{said}: {e.strerror or "cannot be read"}') from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        if isinstance(e, RequestError) and not path.is_file(): raise _mistake(f'{said}: {e}') from None
         raise _mistake(f'{said} is no file of numbers: write the T values of beta, or of abar, '
                        'with numpy.save, as a JSON list, or one to a line') from None
     falls = len(values) > 1 and values[0] > values[-1] and values[0] > .5
@@ -316,14 +322,14 @@ _ABARS, _BETAS = ('abar', 'alphas_cumprod', 'alpha_bar'), ('beta', 'betas', 'tra
 
 def _table(path):
     "(what the numbers of a file are called there or None, the numbers)"
-    import json
     import numpy as np
+    from ddpm_sampling.basics.opening import read_arrays, read_json, read_text
     end = path.suffix.lower()
-    if end == '.npy': return None, np.load(path, allow_pickle=False)
+    if end == '.npy': return None, read_arrays(path)['']
     if end in ('.txt', '.csv'):
-        return None, np.loadtxt(path, delimiter=',' if end == '.csv' else None).ravel()
-    if end == '.json': found = json.loads(path.read_text(encoding='utf-8'))
-    else: found = dict(np.load(path, allow_pickle=False))
+        lines = (line.split('#')[0] for line in read_text(path).splitlines())
+        return None, np.array(' '.join(lines).replace(',', ' ').split(), float)
+    found = read_json(path) if end == '.json' else read_arrays(path)
     if isinstance(found, list): return None, np.array(found, float)
     key = next((k for k in (*_BETAS, *_ABARS) if found.get(k) is not None), None)
     if key is None and len(found) == 1: return None, np.array(*found.values(), float)
@@ -370,7 +376,7 @@ def _listed(a, cfg):
     "The paths of the checkpoints to compare"
     from ddpm_sampling.networks.loading import bundled_checkpoints
     folder, names = cfg.get('checkpoints.dir'), a.ckpts or cfg.get('checkpoints.list')
-    home = Path(folder).expanduser() if folder else _assets()
+    home = asked_path(folder) if folder else _assets()
     if names: return [p for name in names for p in _epochs_in(_look_up(name, [Path(), home]))]
     if folder: return _epochs_in(home)
     data = _ships(cfg, 'no checkpoints for {} ship', 'give some with --ckpt FILE…')
@@ -435,13 +441,21 @@ def _read_as(ck):
 
 # %% ../../nbs/7_app/01_requests.ipynb #54b4ac8a
 def _checksum(path):
-    "Of a file, or of all files in a folder"
-    files = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
-    return _crc(b''.join(p.read_bytes() for p in files))
+    "Of a file, or of the files of a checkpoint in a folder"
+    files, crc = [path], 0
+    if path.is_dir():
+        found = (p for depth in ('*', '*/*') for p in path.glob(depth))
+        files = sorted(p for p in found if p.suffix in _PARTS and p.is_file())
+    for p in files:
+        with opened(p, sys.maxsize) as f:
+            while some := f.read(2**22): crc = zlib.crc32(some, crc)
+    return f'{crc:08x}'
+
+_PARTS = '.json', '.safetensors', '.bin', '.pkl'          # of a folder, what a checkpoint is read from
 
 def _filled(path, ck):
     "A path in which {E} is the checkpoint's epoch"
-    return Path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch))).expanduser()
+    return asked_path(path.replace('{E}', 'unknown' if ck.epoch is None else str(ck.epoch)))
 
 def _check_ending(path, *ours):
     "Refuse the name of a file of another kind; any other name is that of a folder"

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from threading import Lock
+from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -242,7 +244,18 @@ def evaluating(
     net:nn.Module, # any network
 )->Iterator[nn.Module]: # a context, in which it is in evaluation mode
     "Evaluation mode inside; afterwards every part of the network is as it was found"
-    modes = [(m, m.training) for m in net.modules()]
-    try: yield net.eval()
+    parts = list(net.modules())
+    with _modes_lock:
+        for m in parts:
+            users, mode = _modes.get(m, (0, m.training))
+            _modes[m] = users + 1, mode
+        net.eval()
+    try: yield net
     finally:
-        for m, mode in modes: m.training = mode
+        with _modes_lock:
+            for m in parts:
+                users, mode = _modes.pop(m)
+                if users > 1: _modes[m] = users - 1, mode
+                else: m.training = mode
+
+_modes, _modes_lock = WeakKeyDictionary(), Lock()        # part -> (who is using it, mode as found)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from ..basics.errors import RequestError
 from ..basics.files import shipped, from_cache, to_cache
+from ..basics.opening import read_arrays
 from ..basics.progress import progress_bar
 from ..sampler.denoisers import clipped, x0_and_eps
 from ..sampler.noise import keyed_noise
@@ -182,7 +183,7 @@ def _shipped_errors():
 
 def _of_file(blob):
     "The `Errors` of several checkpoints of one data set"
-    with np.load(io.BytesIO(blob)) as f: a = {k: f[k] for k in f.files}
+    a = read_arrays(blob)
     tables = zip(a['passes'].tolist(), a['mean'].astype(np.float64), a['sq'].astype(np.float64))
     return [Errors(key, str(a['data']), passes, a['abar'], mean, sq)
             for key, (passes, mean, sq) in zip(a['keys'].tolist(), tables)]
@@ -194,7 +195,7 @@ def _packed(e):
 
 def _unpacked(blob, key):
     "The errors of these weights, or an exception"
-    with np.load(io.BytesIO(blob)) as f: a = {k: f[k] for k in f.files}
+    a = read_arrays(blob)
     facts = str(a['key']), str(a['data']), int(a['passes'])
     e = Errors(*facts, a['abar'], a['mean'], a['sq'])
     if e.key == key and e.mean.shape == e.sq.shape == (3, len(e.abar)): return e

@@ -6,10 +6,11 @@
 __all__ = ['is_pipeline', 'read_folder']
 
 # %% ../../nbs/2_networks/08_folders.ipynb #c05a7e03
-import inspect, json, re
+import inspect, re
 import torch
 from pathlib import Path
-from ..basics.errors import CheckpointError
+from ..basics.errors import CheckpointError, RequestError
+from ..basics.opening import read_json
 from .unets import _as_float32, _filled, _some
 from .checkpoints import Asked, Checkpoint
 from .checkpoints import _agreed, _number, _prediction, _record
@@ -142,9 +143,9 @@ def _today(name):
 def _json(path):
     "The dictionary in a JSON file of a folder"
     name = f'{path.parent.name}/{path.name}'
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise CheckpointError(f'no {name} in it') from None
-    except (OSError, ValueError): found = None
+    if not path.exists(): raise CheckpointError(f'no {name} in it')
+    try: found = read_json(path, 2**22)
+    except RequestError: found = None
     if not isinstance(found, dict):
         raise CheckpointError(f'{name} is damaged: not a dictionary in JSON')
     return found

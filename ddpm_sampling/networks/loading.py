@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'LOADERS', 'bundled_checkpoints', 'bundled_names', 'Layout', 'load_checkpoint']
 
 # %% ../../nbs/2_networks/10_loading.ipynb #c07a7e04
-import json, warnings
+import os, warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from ..basics.errors import RequestError, CheckpointError
+from ..basics.opening import asked_path, read_json
 from ..sampler.schedules import Schedule
 from .checkpoints import Asked, Checkpoint, CheckpointWarning, pick_device
 from .checkpoints import _check_predicts, _checked_shape
@@ -45,15 +46,15 @@ def _listed(name):
     "The entries of a list of files that come with the library, each with its path"
     assets = files('ddpm_sampling')/'assets'
     if not (listing := assets/name).is_file(): return []
-    entries = json.loads(listing.read_text(encoding='utf-8'))
+    entries = read_json(listing)
     return [dict(e, path=Path(str(assets/e['file']))) for e in entries]
 
 def _found(path):
     "The path of what was asked for: a file or folder, or else a name that is bundled"
     if path is None and not bundled_checkpoints():
         raise CheckpointError('this installation brought no checkpoint along: give the path of one')
-    path, named = Path('mnist' if path is None else path).expanduser(), bundled_names()
-    return path if path.exists() else named.get(str(path), path)
+    path, known = asked_path('mnist' if path is None else path), bundled_names()
+    return path if os.path.lexists(path) else known.get(str(path), path)
 
 # %% ../../nbs/2_networks/10_loading.ipynb #5c152034
 class Layout(NamedTuple):

@@ -6,7 +6,7 @@
 __all__ = ['read_pickle', 'read_tensors', 'read_shards', 'read_file', 'is_state_folder', 'read_record']
 
 # %% ../../nbs/2_networks/02_reading.ipynb #c02a7e03
-import datetime, enum, io, json, pickle, pickletools, re, sys, zipfile
+import datetime, enum, io, pickle, pickletools, re, sys, zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from threading import Lock
 import numpy as np
 import safetensors.torch, torch
 from ..basics.errors import CheckpointError
+from ..basics.opening import opened, read_bytes, read_json, read_weights
 from .unets import _some
 
 # %% ../../nbs/2_networks/02_reading.ipynb #94488910
@@ -165,9 +166,12 @@ def _looks_like(head):
 def _pickles_of_zip(path):
     "The pickle inside a file that `torch.save` wrote, unread"
     try:
-        with zipfile.ZipFile(path) as z:
+        with opened(path, error=CheckpointError) as f, zipfile.ZipFile(f) as z:
             inside = [n.split('/')[-1] for n in z.namelist()]
+            if any(i.file_size > i.compress_size for i in z.infolist()):
+                raise CheckpointError('a packed archive, as torch never writes it')
             data = b''.join(z.read(n) for n in z.namelist() if n.endswith('data.pkl'))
+    except (CheckpointError, MemoryError): raise
     except Exception:
         raise CheckpointError('cut off or damaged: it begins as `torch.save` writes, '
                               'but its end is missing') from None
@@ -196,9 +200,11 @@ def _check_file(path):
 # %% ../../nbs/2_networks/02_reading.ipynb #ce86d00f
 def _check_pickle(path):
     "Stand-ins for harmless names, if `torch.save` wrote this file and no name in it is foreign"
-    with open(path, 'rb') as f: head = f.read(64)
+    plain = opened(path, error=CheckpointError)
+    with plain as f: head = f.read(64)
     zipped = head[:2]==b'PK'
-    with _pickles_of_zip(path) if zipped else open(path, 'rb') as f: names, whole = _pickle_names(f)
+    with _pickles_of_zip(path) if zipped else opened(path, error=CheckpointError) as f:
+        names, whole = _pickle_names(f)
     if not (whole or zipped or head[:1]==b'\x80'):
         raise CheckpointError(f'not a checkpoint but {_looks_like(head)}')
     others = {n: _stand_in(n) for n in _foreign(names)}
@@ -225,16 +231,13 @@ def read_pickle(
     others = _check_pickle(path)
     allowed = torch.serialization.safe_globals([(v, n) for n,v in others.items()])
     try:
-        with _one_at_a_time, allowed:
-            found = torch.load(path, map_location='cpu', weights_only=True)
+        with _one_at_a_time, allowed: found = read_weights(path)
         return _plain_value(found) if others else found
     except pickle.UnpicklingError:
         if doubtful := [n for n,v in others.items() if n not in _harmless]:
             raise CheckpointError(_refusal(doubtful)) from None
         raise CheckpointError('refused: damaged, or more in it '
                               "than torch's safe reader accepts") from None
-    except Exception:
-        raise CheckpointError('cut off or damaged: torch cannot read it to its end') from None
 
 # %% ../../nbs/2_networks/02_reading.ipynb #c02a7e0c
 def read_tensors(
@@ -251,8 +254,8 @@ def read_shards(
     index:Path, # the table, NAME.index.json
 )->dict: # name -> tensor
     "The tensors of a file that was split, from all its shards"
-    try: where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
-    except (OSError, ValueError, KeyError, TypeError): where = None
+    try: where = read_json(index)['weight_map']
+    except (ValueError, KeyError, TypeError): where = None
     if not isinstance(where, dict) or not all(isinstance(n, str) for n in where.values()):
         raise CheckpointError(f'{index.name} is damaged: no table of shards')
     shards, found = sorted(set(where.values())), {}
@@ -270,8 +273,8 @@ def read_file(
     "What a file of safetensors, a table of shards or a file of `torch.save` holds"
     if path.name.endswith('.json') and '.index.' in path.name: return read_shards(path)
     _check_file(path)
-    with open(path, 'rb') as f: head = f.read(9)
-    if head[4:]==b'\0\0\0\0{': return read_tensors(path.read_bytes())
+    with opened(path, error=CheckpointError) as f: head = f.read(9)
+    if head[4:]==b'\0\0\0\0{': return read_tensors(read_bytes(path, error=CheckpointError))
     return read_pickle(path)
 
 # %% ../../nbs/2_networks/02_reading.ipynb #88b90c51

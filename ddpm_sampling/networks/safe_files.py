@@ -6,12 +6,13 @@
 __all__ = ['save_checkpoint', 'is_safetensors', 'has_record', 'read_safe']
 
 # %% ../../nbs/2_networks/09_safe_files.ipynb #c06a7e03
-import hashlib, json
+import hashlib, json, sys
 import safetensors.torch, torch
 from pathlib import Path
 from torch import Tensor
 from ..basics.errors import RequestError, CheckpointError
 from ..basics.files import whole_file
+from ..basics.opening import asked_path, opened, parse_json, read_bytes
 from ..sampler.schedules import Schedule
 from .unets import UNet, _check_finite, _filled
 from .checkpoints import Asked, Checkpoint, _agreed, _choose
@@ -27,7 +28,7 @@ def _described(net):
         return dict(kind='UNet', sizes=sizes if classes else sizes[:4])
     name = getattr(net, 'label', None)                       # of the network in an `Adapter`
     if name=='UNet2DModel' and net.ask in (None, _ask_label, _ask_condition):
-        return dict(kind=name, config=json.loads(net.net.to_json_string()))
+        return dict(kind=name, config=parse_json(net.net.to_json_string()))
     return dict(kind=f'Adapter({name}(…), ask)' if name else f'{type(net).__name__}(…)')
 
 def _rebuilt(about, net=None):
@@ -81,7 +82,7 @@ def save_checkpoint(
     half:bool=False, # in half precision: half the size, weights rounded to eleven bits
 )->Path: # the path
     "Write a checkpoint as safetensors with a record in JSON, whole or not at all"
-    path = Path(path).expanduser()
+    path = asked_path(path)
     if path.is_dir(): raise RequestError(f'{path} is a folder: give the name of a file')
     facts = dict(sha256=_zeros.decode()) | _record_of(ck) | ({'half': True} if half else {})
     record = json.dumps(facts, default=str)
@@ -95,27 +96,28 @@ def is_safetensors(
 )->bool: # is it worth reading as safetensors?
     "Whether a file begins as safetensors files do: with a length of eight bytes, then JSON"
     if not path.is_file(): return False
-    with open(path, 'rb') as f: return f.read(9)[4:]==b'\0\0\0\0{'
+    with opened(path, sys.maxsize, CheckpointError) as f: return f.read(9)[4:]==b'\0\0\0\0{'
 
 def has_record(
     path:Path, # of anything
 )->bool: # False for tensors and nothing else, as other programs write them
     "Whether a file is safetensors with a record of `save_checkpoint`, or too damaged to say"
     if not is_safetensors(path): return False
-    with open(path, 'rb') as f: header = f.read(int.from_bytes(f.read(8), 'little'))
-    try: return 'ddpm_sampling' in json.loads(header).get('__metadata__', {})
-    except (ValueError, AttributeError, RecursionError): return True
+    with opened(path, error=CheckpointError) as f:
+        header = f.read(min(int.from_bytes(f.read(8), 'little'), 10**8))  # safetensors' own limit
+    try: return 'ddpm_sampling' in parse_json(header).get('__metadata__', {})
+    except (ValueError, AttributeError, TypeError): return True
 
 # %% ../../nbs/2_networks/09_safe_files.ipynb #8c0a461d
 def _sealed_record(path):
     "(tensors, record) of a file that `save_checkpoint` wrote"
-    data = path.read_bytes()
-    try: header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
-    except (ValueError, RecursionError):
+    data = read_bytes(path, error=CheckpointError)
+    try: header = parse_json(data[8:8 + int.from_bytes(data[:8], 'little')])
+    except ValueError:
         raise CheckpointError('cut off or damaged: it begins as safetensors do, '
                               'but its header is not whole') from None
     try:
-        record = json.loads(header['__metadata__']['ddpm_sampling'])
+        record = parse_json(header['__metadata__']['ddpm_sampling'])
         seal = record['sha256']
     except (KeyError, TypeError, ValueError):
         raise CheckpointError('safetensors, but without a record of `save_checkpoint`: '

@@ -14,7 +14,7 @@ from pathlib import Path
 import os, subprocess
 import numpy as np
 from ..basics.errors import RequestError, nearest
-from ..basics.files import whole_file, writable
+from ..basics.files import undisturbed, whole_file, writable
 from ..sampler.loop import State
 from .film_strips import picture
 
@@ -92,7 +92,8 @@ def _mp4(part, fps, pause):
     def put(frame):
         nonlocal pipe, last
         last = _even(frame)
-        if pipe is None: pipe = _encoder(part, last, fps)
+        if pipe is None:
+            with undisturbed(): pipe = _encoder(part, last, fps)     # or nobody would close it
         pipe.send(last)
         put.n += 1
     put.n = 0

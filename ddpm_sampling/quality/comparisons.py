@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 from fastcore.basics import patch
 from torch import Tensor
 from ..basics.arrays import to_uint8
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, printable, short, whole_number
 from ..basics.estimates import Estimate
-from ..basics.files import whole_file, writable
+from ..basics.files import locked, whole_file, writable
+from ..basics.opening import named, read_arrays, read_picture, read_text
 from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint
@@ -31,7 +32,7 @@ from .metrics import FEW, LEAST, METRICS, floor, held_out, measurable, scores
 from .references import Reference
 from ..sampler.plans import Plan
 from ..sampler.schedules import Schedule
-from ..sampling.front_door import Run, images_of
+from ..sampling.front_door import MOST, Run, images_of
 from ..sampling.labels import labels_of, way_of
 from ..sampling.resolving import resolve
 
@@ -52,6 +53,7 @@ class Job(NamedTuple):
 def plan(self:Job)->Plan: # its rows
     "What it will go through, or a RequestError where it cannot be sampled so"
     found = resolve(self.ck, self.how)
+    whole_number(self.n, 'n, the number of images,', 1, MOST)
     way_of(self.ck, labels_of(self.labels, self.n), found.how.scale)
     return found.plan
 
@@ -244,20 +246,51 @@ def read_rows(
     path:Path, # a CSV that compare wrote, or one that does not exist yet
 )->dict: # {run: row}, in the order of the file
     "The rows that are there"
-    if not Path(path).exists(): return {}
-    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    if rows and not _NEEDED <= rows[0].keys():
-        raise RequestError(f'{path} is not a table of comparisons: '
-                           'move it away, or choose another folder')
-    return {row['run']: row for row in rows if row['run'] and None not in row.values()}
+    path, other = Path(path), 'move it away, or choose another folder'
+    if not path.exists(): return {}
+    with named(path):
+        try: rows = list(csv.DictReader(io.StringIO(read_text(path), newline='')))
+        except csv.Error as e: raise RequestError(f'not a table: {e}; {other}') from None
+        if rows and not _NEEDED <= rows[0].keys():
+            raise RequestError(f'not a table of comparisons: {other}')
+        rows = [row for row in rows if row['run'] and None not in row.values()]
+        for k, row in enumerate(rows): _check_row(k + 2, row)
+    return {row['run']: row for row in rows}
 
+# %% ../../nbs/5_quality/09_comparisons.ipynb #97b5a3f2
+_WHOLE = 'n', 'nfe'
+_MUST = 'n', 'nfe', 'seconds', 'images_per_s'              # of a row that was sampled
+
+def _check_row(line, row):
+    "An error that names line and column, where a value cannot be what was measured"
+    metrics = [f'{k}{end}' for k in (*METRICS, 'paired') for end in ('', '_low', '_high')]
+    for k in (*_MUST, *metrics):
+        if not (v := row.get(k)) and not (row.get('sampler') and k in _MUST and k in row): continue
+        try: fits = np.isfinite(float(v)) and (k not in _MUST or float(v) > 0)
+        except ValueError: fits = False
+        if fits and (k not in _WHOLE or v.isascii() and v.isdigit()): continue
+        wanted = 'a whole number' if k in _WHOLE else 'a number' + ' above 0'*(k in _MUST)
+        raise RequestError(f'line {line}, column {k}: {short(v)} is not {wanted}; '
+                           'correct it, or move the table away')
+
+# %% ../../nbs/5_quality/09_comparisons.ipynb #92703ab6
 def _write_rows(path, rows):
-    "All rows, whole or not at all"
-    out, columns = io.StringIO(newline=''), list(dict.fromkeys(k for row in rows for k in row))
-    table = csv.DictWriter(out, columns, restval='', lineterminator='\n')
-    table.writeheader()
-    table.writerows(rows)
-    with whole_file(path) as part: part.write_text(out.getvalue(), encoding='utf-8', newline='')
+    "Add rows to those that are in the file; all of them, {run: row}"
+    with locked(path.parent):
+        every = read_rows(path) | {row['run']: row for row in rows}
+        columns = list(dict.fromkeys(k for row in every.values() for k in row))
+        table = csv.DictWriter(out := io.StringIO(newline=''), columns, '', lineterminator='\n')
+        table.writeheader()
+        table.writerows({k: _plain(v) for k, v in row.items()} for row in every.values())
+        with whole_file(path) as part: part.write_text(out.getvalue(), 'utf-8', newline='')
+    return every
+
+def _plain(v):
+    "A text that no program takes for a formula"
+    text = printable(v)
+    try: float(text)
+    except ValueError: return "'"*text.startswith(('=', '+', '-', '@')) + text
+    return text
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #b3215b74
 def compare(
@@ -272,7 +305,9 @@ def compare(
     extractor, path, told, longs = extractor or mnist_features(), Path(path), set(), {None: None}
     for shape in {job.ck.shape for job in jobs}: measurable(shape, extractor, ref)
     writable(path)
-    rows, keys = read_rows(path), [run_key(job, ref, extractor) for job in jobs]
+    keys = [run_key(job, ref, extractor) for job in jobs]
+    rows = {key: row for key, row in read_rows(path).items()
+            if _complete(row) and (key not in keys or _is_kept(path, row))}
     for job in jobs: _add_real(rows, path, job, ref, extractor)
     todo = [(job, key) for job, key in zip(jobs, keys) if key not in rows]
     with _bar(todo, progress) as bar:
@@ -288,8 +323,7 @@ def compare(
                 note(line)
             told |= {*notes}
             _keep(path, key, features, images)
-            rows = read_rows(path) | rows | {key: row}     # another run may have added rows
-            _write_rows(path, list(rows.values()))
+            rows = _write_rows(path, [*rows.values(), row])
     asked = dict.fromkeys((key, job.name) for job, key in zip(jobs, keys))
     return [rows[key] | dict(checkpoint=name) for key, name in asked]    # under these names
 
@@ -322,13 +356,24 @@ def _keep(path, key, features, images=None):
     with whole_file(features_file(path, key)) as part, open(part, 'wb') as f:
         np.save(f, features.astype(np.float32))
 
+def _complete(row):
+    "Whether a row has a place for everything that is measured"
+    return row.keys() >= {*_COLUMNS, *METRICS}
+
+def _is_kept(path, row):
+    "Whether the features and images of a row are there; else it is measured again"
+    try:
+        f = read_arrays(features_file(path, row['run']))['']
+        first_images(path, row)
+        return len(f) == int(row['n']) and np.isfinite(f).all()
+    except (RequestError, KeyError, ValueError, TypeError): return False
+
 def first_images(
     path:Path, # the CSV
     row:dict,  # one of its rows
 )->Tensor: # (m,c,h,w) float32 in [-1,1], m ≤ 8
     "The first images of a row, as they were kept"
-    import imageio.v3 as iio
-    a = torch.from_numpy(iio.imread(_picture(path, row['run'])))
+    a = torch.from_numpy(read_picture(_picture(path, row['run']))[0])
     a = a[..., None] if a.ndim == 2 else a
     w = (a.shape[1] - 1)//min(8, int(row['n'])) - 1        # of each, beside a margin of 1
     return a[1:-1, 1:].unfold(1, w, w + 1).permute(1, 2, 0, 3).float()/127.5 - 1

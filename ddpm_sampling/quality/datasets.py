@@ -6,13 +6,15 @@
 __all__ = ['enlarge', 'load_mnist', 'load_labels', 'shipped_digits', 'load_cifar10', 'as_images', 'fit_shape', 'read_images']
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #c5d24b4b
-import gzip, io, pickle, tarfile
+import io, math, pickle, sys, tarfile
 import numpy as np, torch, torch.nn.functional as F
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from torch import Tensor
 from ..basics.arrays import from_jpeg, shipped_images
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, short, whole_number
+from ..basics.opening import asked_path, enough_memory, named, opened, read_arrays, read_bytes, read_gzip, read_picture
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #f043e803
 def enlarge(
@@ -28,14 +30,23 @@ def load_mnist(
     split:str='train', # 'train' or 'test'
 )->Tensor: # (n,1,32,32) uint8
     "MNIST as the network sees it"
-    with np.load(path) as f: return enlarge(torch.from_numpy(f[f'{split}_images'])[:, None])
+    return enlarge(torch.from_numpy(_entries(path, f'{split}_images')[0])[:, None])
+
+def _entries(path, *names):
+    "Arrays of an NPZ file, by their names"
+    path = asked_path(path)
+    with named(path):
+        found = read_arrays(path, lambda there: [k for k in names if k in there])
+        for k in names:
+            if k not in found: raise RequestError(f'there is no array {k} in it')
+    return [found[k] for k in names]
 
 def load_labels(
     path:str|Path,     # an NPZ file with train_labels and test_labels, (n,)
     split:str='train', # 'train' or 'test'
 )->Tensor: # (n,) int64
     "Which class each image of `load_mnist` or `load_cifar10` shows"
-    with np.load(path) as f: return torch.from_numpy(f[f'{split}_labels']).long()
+    return torch.from_numpy(_entries(path, f'{split}_labels')[0]).long()
 
 def shipped_digits()->tuple: # images, (256,1,32,32) uint8, and which digits they are, (256,) int64
     "256 test images of MNIST, which come with the library"
@@ -47,7 +58,7 @@ def load_cifar10(
     split:str='train', # 'train' or 'test'
 )->Tensor: # (n,3,32,32) uint8, sorted by class
     "CIFAR-10 from a copy in JPEG files"
-    with np.load(path) as f: return from_jpeg(f[f'{split}_jpeg'], f[f'{split}_offsets'])
+    return from_jpeg(*_entries(path, f'{split}_jpeg', f'{split}_offsets'))
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #619ff1e2
 def _check_levels(x):
@@ -98,17 +109,10 @@ def fit_shape(
 # %% ../../nbs/5_quality/00_datasets.ipynb #097e57ef
 def _read_picture(path):
     "One picture as (c,h,w) uint8, or an exception that says why not"
-    from PIL import Image
-    with Image.open(path, formats=_PICTURES) as im:
-        if im.mode == '1': im = im.convert('L')
-        if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
-        mode, a = im.mode, np.array(im)
+    a, mode = read_picture(path)
     if mode in ('LA', 'RGBA') and (a[..., -1] == 255).all(): mode, a = mode[:-1], a[..., :-1]
-    if mode not in ('L', 'RGB'): raise ValueError(f'is {mode}, not 8-bit grey or colour')
+    if mode not in ('L', 'RGB'): raise RequestError(f'is {mode}, not 8-bit grey or colour')
     return torch.from_numpy(a.reshape(*a.shape[:2], -1)).permute(2, 0, 1)
-
-# What may be opened: of Pillow's formats those that nothing else is started for
-_PICTURES = 'PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP'
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #929794c2
 _suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm'}
@@ -125,12 +129,13 @@ def _read_folder(folder, n):
     found = [p for p in folder.rglob('*') if p.suffix.lower() in _suffixes and p.name[0] != '.']
     if not found: raise RequestError(f'no pictures in it ({" ".join(sorted(_suffixes))})')
     read, notes = {}, []
-    for p in [sorted(found)[i] for i in _spread(len(found), n)]:
+    found, less = sorted(found), 'measure fewer of them'
+    chosen = [found[i] for i in _spread(len(found), n)]
+    for p in chosen:
         name = p.relative_to(folder)
         try: read[name] = _read_picture(p)
-        except Exception as e:
-            why = str(e) if type(e) is ValueError else 'cannot be read'
-            notes.append(f'left out: {name} {why}')
+        except RequestError as e: notes.append(f'left out: {name} {e}')
+        if len(read) == 1: enough_memory(2*len(chosen)*read[name].numel(), 'these pictures', less)
     if not read: raise RequestError('no picture in it can be read')
     return _stacked(read, notes), notes
 
@@ -148,19 +153,24 @@ def _stacked(pictures, notes):
     return torch.stack([a.expand(max(kinds), -1, -1) for a in pictures.values()])
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #13636473
-def _read_idx(data):
-    "The array in the bytes of an IDX file"
-    kind, ndim = data[2], data[3]
+def _check_idx(head, size):
+    "The dimensions of an IDX file of so many bytes, from its first ones"
+    head += bytes(4)
+    kind, ndim = head[2], head[3]
     if kind != 8:
         raise RequestError(f'an IDX file of kind {kind}; images are of kind 8, unsigned bytes')
-    dims = [int.from_bytes(data[4*i:4*i+4], 'big') for i in range(1, ndim + 1)]
-    body = np.frombuffer(data, np.uint8, offset=min(4 + 4*ndim, len(data)))
+    dims = [int.from_bytes(head[4*i:4*i+4], 'big') for i in range(1, ndim + 1)]
     if ndim < 3:
         raise RequestError(f'an IDX file with {ndim} dimension{"s"*(ndim > 1)}: labels, not images')
-    if len(body) != np.prod(dims):
-        there = f'{len(body)} bytes of pixels instead of {_by(dims)}'
+    if (body := max(0, size - 4 - 4*ndim)) != math.prod(dims):
+        there = f'{body} bytes of pixels instead of {_by(dims[:4])}'
         raise RequestError(f'cut off or damaged: {there}')
-    return body.reshape(dims)
+    return dims
+
+def _read_idx(data):
+    "The array in the bytes of an IDX file"
+    dims = _check_idx(data[:1028], len(data))
+    return np.frombuffer(data, np.uint8, offset=4 + 4*len(dims)).reshape(dims)
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #54b59fb5
 def _bytes_dtype(kind, *_):
@@ -168,12 +178,15 @@ def _bytes_dtype(kind, *_):
         raise RequestError(f'an array of {kind!r}; a CIFAR batch holds unsigned bytes, u1')
     return np.dtype(np.uint8, copy=True)            # a copy: the pickle goes on to set its state
 
-_rebuild = np.empty(0).__reduce__()[0]              # numpy's own, wherever this numpy keeps it
+def _rebuild(*_):
+    "An array to be filled: numpy's own, wherever this numpy keeps it, and of no size yet"
+    return np.empty(0).__reduce__()[0](np.ndarray, (0,), b'b')
+
 _harmless = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): _bytes_dtype,
              ('numpy.core.multiarray', '_reconstruct'): _rebuild,
              ('numpy._core.multiarray', '_reconstruct'): _rebuild}
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):               # in Python: what it keeps is a dictionary
     def find_class(self, module, name):
         if (module, name) in _harmless: return _harmless[module, name]
         needed = 'a CIFAR batch needs arrays, bytes, lists and dictionaries alone'
@@ -206,56 +219,43 @@ def _batches(files, names, read):
     except (OSError, EOFError) as e: raise RequestError(f'cannot be read: {e}') from None
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #76ffa983
-def _read_tar(path, split):
-    "CIFAR's images straight from its .tar.gz"
+def _read_tar(data, split):
+    "CIFAR's images from the bytes of its .tar"
     try:
-        with tarfile.open(path) as tar:
-            members = {Path(m.name).name: m for m in tar if m.isfile()}
+        with io.BytesIO(data) as f, tarfile.open(fileobj=f, mode='r:') as tar:
+            members = {Path(m.name).name: m for m in tar if m.isfile() and m.size < 2**28}
             names = _cifar_names(members, split)
             if names: return _batches(members, names, lambda m: tar.extractfile(m).read())
-    except (tarfile.TarError, EOFError, OSError, gzip.zlib.error):
+    except (tarfile.TarError, EOFError, OSError, ValueError) as e:
+        if isinstance(e, RequestError): raise
         raise RequestError('cut off or damaged: its archive cannot be read to the end') from None
     raise RequestError('an archive, but not that of CIFAR-10 or CIFAR-100 (python version)')
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #af665f59
 def _read_npz(path, split):
     "The array of images in an NPZ or NPY file"
-    try:
-        f = np.load(path, allow_pickle=False)
-        if isinstance(f, np.ndarray): return f
-        with f:
-            usual = (f'{split}_images', f'x_{split}', 'images', 'arr_0')
-            names = [k for k in usual if k in f.files]
-            if names or len(f.files) == 1: return f[(names or f.files)[0]]
-    except RequestError: raise
-    except Exception as e:
-        pickled = 'allow_pickle' in str(e)
-        why = 'holds pickled objects, not plain numbers' if pickled else 'cut off or damaged'
-        raise RequestError(why) from None
-    held = ', '.join(f.files) or 'nothing'
-    raise RequestError(f'holds {held}; name the array of images `images` or `{split}_images`')
+    usual = (f'{split}_images', f'x_{split}', 'images', 'arr_0')
+    def choose(there):
+        if names := [k for k in usual if k in there] or there*(len(there) == 1): return names[:1]
+        held = short(', '.join(there) or 'nothing')[1:-1]
+        raise RequestError(f'holds {held}; name the array of images `images` or `{split}_images`')
+    return next(iter(read_arrays(path, choose).values()))
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #981fc08e
 def _read_file(path, split):
     "The array of images in a file, by its first bytes"
-    with open(path, 'rb') as f: head = f.read(6)
+    with opened(path, sys.maxsize) as f: head, size = f.read(1028), f.seek(0, 2)
     if not head: raise RequestError('an empty file')
-    if head[:2] == b'PK' or head == b'\x93NUMPY': return _read_npz(path, split)
-    if head[:2] == b'\0\0': return _read_idx(path.read_bytes())
-    if head[:2] == b'\x1f\x8b' or tarfile.is_tarfile(path):
-        data = _unzipped_idx(path)
-        return _read_tar(path, split) if data is None else _read_idx(data)
+    if head[:2] == b'PK' or head[:6] == b'\x93NUMPY': return _read_npz(path, split)
+    if head[:2] == b'\0\0':
+        _check_idx(head, size)                           # before all of it is read
+        return _read_idx(read_bytes(path))
+    if head[:2] == b'\x1f\x8b':
+        data = read_gzip(path)
+        return _read_idx(data) if data[:2] == b'\0\0' else _read_tar(data, split)
+    if head[257:262] == b'ustar': return _read_tar(read_bytes(path, 2**30), split)
     if path.suffix.lower() in _suffixes: raise RequestError('a single picture: pass its folder')
     raise RequestError('not an NPZ, NPY, IDX or CIFAR file')
-
-def _unzipped_idx(path):
-    "The bytes of an IDX file behind gzip, or None"
-    try:
-        with gzip.open(path) as f:
-            if f.read(2) != b'\0\0': return
-            f.seek(0)
-            return f.read()
-    except (OSError, EOFError, gzip.zlib.error): return
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #c48bcb22
 def _read_dir(path, split, n):
@@ -263,7 +263,7 @@ def _read_dir(path, split, n):
     for sub in (path, path/'cifar-10-batches-py', path/'cifar-100-python'):
         found = {p.name: p for p in sub.iterdir()} if sub.is_dir() else {}
         if names := _cifar_names(found, split):
-            return _take(_batches(found, names, Path.read_bytes), n), ()
+            return _take(_batches(found, names, partial(read_bytes, most=2**28)), n), ()
     start = dict(train='train', test='t10k')[split]
     idx = sorted(path.rglob(f'{start}-images*idx3-ubyte*'))
     return (_take(_read_file(idx[0], split), n), ()) if idx else _read_folder(path, n)
@@ -281,13 +281,12 @@ def read_images(
     split:str='train', # 'train' or 'test', where the data has both
 )->tuple: # images (n,c,h,w) uint8, and a tuple of lines on what was left out or converted
     "Images from files, as they are; an IDX file may be packed as .gz"
-    path = Path(path).expanduser()
-    try:
+    path = asked_path(path)
+    with named(path):
         if split not in ('train', 'test'):
-            raise RequestError(f"split must be 'train' or 'test', not {split!r}")
+            raise RequestError(f"split must be 'train' or 'test', not {short(split)}")
+        if n is not None: whole_number(n, 'n', 1)
         if not path.exists(): raise RequestError('no such file or folder')
         if path.is_dir(): x, notes = _read_dir(path, split, n)
         else: x, notes = _take(_read_file(path, split), n), ()
         return x if shape is None else fit_shape(x, shape), tuple(notes)
-    except RequestError as e: raise RequestError(f'{path}: {e}') from None
-    except OSError as e: raise RequestError(f'{path}: {e.strerror}') from None

@@ -8,7 +8,7 @@ __all__ = ['FEATURES', 'FeatureNet', 'fit_classifier', 'judge_net', 'accuracy', 
            'inception_features']
 
 # %% ../../nbs/5_quality/01_features.ipynb #547c7015
-import hashlib, io, pickle
+import hashlib, pickle
 import numpy as np, torch, torch.nn.functional as F
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from torch import nn, Tensor
 from ..basics.files import shipped
 from .datasets import as_images, fit_shape
 from ..basics.arrays import shifted, to_unit
-from ..basics.errors import RequestError
+from ..basics.errors import CheckpointError, RequestError
+from ..basics.opening import read_bytes, read_weights
 from ..basics.optional import load_torchvision
 
 # %% ../../nbs/5_quality/01_features.ipynb #f8b45359
@@ -101,7 +102,7 @@ class Extractor:
 def _shipped(kind, net):
     "(`net` with the weights that ship, their hash)"
     data, record = shipped('features.json', kind)
-    net.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
+    net.float().load_state_dict(read_weights(data))      # whatever torch's default dtype is
     return net.eval().requires_grad_(False), record['sha256']
 
 @lru_cache
@@ -240,7 +241,7 @@ def inception_features(
     net = _inception(models, weights, path)
     net.fc, net.transform_input = nn.Identity(), False
     net.eval().requires_grad_(False).to(device)
-    sha, features = hashlib.sha256(path.read_bytes()).hexdigest(), lambda x: net(_for_inception(x))
+    sha, features = hashlib.sha256(read_bytes(path)).hexdigest(), lambda x: net(_for_inception(x))
     return Extractor(features, 'inception-v3-torchvision', sha, None, device)
 
 def _inception(models, weights, path):
@@ -251,12 +252,12 @@ def _inception(models, weights, path):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(weights.url, str(path), hint, progress=False)
-        state = torch.load(path, map_location='cpu', weights_only=True)    # no code, whatever it is
+        state = read_weights(path)                              # no code, whatever it is
         net = models.inception_v3(weights=None, aux_logits=True, init_weights=False)
-        net.load_state_dict(state)
+        net.float().load_state_dict(state)
         return net
     except (URLError, OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError,
-            TypeError) as e:
+            TypeError, CheckpointError) as e:
         why = getattr(e, 'reason', e)
     if path.exists():
         damaged = f'{path} is damaged, or not the weights of Inception-v3'

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from ..basics.errors import RequestError
 from ..basics.files import writable
+from ..basics.opening import asked_path, named, read_arrays
 from ..basics.progress import progress_bar
 from .comparisons import (
     Job, _add_real, _blank, _filled, _hash, _keep, _write_rows, protocol, read_rows)
@@ -51,8 +52,8 @@ def measure_sets(
                     if line not in told: note(line)
                 told |= {*notes}
                 _keep(path, key, features, x8[:8])
-                rows = read_rows(path) | rows | {key: _filled(_blank(like, of, key, name), values)}
-                _write_rows(path, list(rows.values()))
+                row = _filled(_blank(like, of, key, name), values)
+                rows = _write_rows(path, [*rows.values(), row])
             bar.update(n)
     return [rows[key] | dict(checkpoint=name) for name, key in keys.items()]
 
@@ -73,15 +74,14 @@ def statistics_of(
     path:str|Path, # of an NPZ file with mu, (d,), and sigma, (d,d)
 )->Reference:      # with moments alone; None: the file has no such statistics
     "A reference from its mean and covariance"
-    path = Path(path).expanduser()
+    path, both = asked_path(path), ['mu', 'sigma']
     if path.suffix.lower() != '.npz' or not path.is_file(): return None
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            if not {'mu', 'sigma'} <= {*f.files}: return None
-            mu, sigma = f['mu'], f['sigma']
-    except Exception: return None                        # read_images says what is wrong with it
-    try: moments = Moments(np.inf, np.atleast_1d(np.squeeze(mu)), np.atleast_2d(sigma))
-    except RequestError as e: raise RequestError(f'{path}: {e}') from None
+    with named(path):
+        try: found = read_arrays(path, lambda there: both if {*both} <= {*there} else [])
+        except RequestError: return None                 # read_images says what is wrong with it
+        if not found: return None
+        mu, sigma = (np.squeeze(found[k]) for k in both)
+        moments = Moments(np.inf, np.atleast_1d(mu), np.atleast_2d(sigma))
     key = hashlib.sha256(moments.mean.tobytes() + moments.cov.tobytes()).hexdigest()
     notes = (f'mean and covariance of {len(moments.mean)} features, taken to be of the same '
              'network as those that are measured',)

@@ -91,7 +91,7 @@ def lpips_model(
     lpips, (weights, file) = _package(), _trunk_weights(net)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # initialising draws numbers
         warnings.simplefilter('ignore')
-        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).float()
     own = lambda k: 'features.' + k.split('.', 1)[1]
     try: model.net.load_state_dict({k: weights[own(k)] for k in model.net.state_dict()})
     except (KeyError, RuntimeError):

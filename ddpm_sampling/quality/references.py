@@ -19,6 +19,7 @@ from .datasets import as_images, fit_shape, read_images
 from .features import cifar10_features, extract
 from .frechet import Moments
 from ..basics.errors import RequestError
+from ..basics.opening import read_arrays
 
 # %% ../../nbs/5_quality/03_references.ipynb #11e4c1fc
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Reference:
 @lru_cache
 def _shipped_arrays(dataset='mnist'):
     data, record = shipped(f'{dataset}_reference.json')
-    with np.load(io.BytesIO(data)) as f: return record['sha256'], dict(f)
+    return record['sha256'], read_arrays(data)
 
 def _both(plain, flipped):
     "Moments of images in both orientations; the images are no more than before"
@@ -143,7 +144,7 @@ def _packed(arrays, key):
 
 def _unpacked(blob, key):
     "The arrays of the reference with this key, or an exception"
-    with np.load(io.BytesIO(blob)) as f: a = dict(f)
+    a = read_arrays(blob)
     d = len(a['mean'])
     rows = all(a[k].ndim == 2 and a[k].shape[1] == d for k in ('features', 'holdout'))
     if str(a['key']) == key and a['cov'].shape == (d, d) and rows: return a

@@ -10,6 +10,7 @@ import numpy as np
 from pathlib import Path
 from ..basics.errors import RequestError
 from ..basics.files import whole_file
+from ..basics.opening import read_arrays
 from ..pictures.film_strips import write_figure
 from .comparisons import (
     _SETTINGS, _by_sampler, _main, _number, features_file, real_row, way)
@@ -33,7 +34,7 @@ def clearly(
     b:dict,        # another of the same protocol
 )->bool|None: # True: a is closer to the reference; False: b is; None: these images do not tell
     "Which of two rows is better, by the difference of their Fréchet distances"
-    kept = lambda r: np.load(features_file(path, r['run'])).astype(np.float64)
+    kept = lambda r: read_arrays(features_file(path, r['run']))[''].astype(np.float64)
     try: d = fid_difference(kept(a), kept(b), ref.moments)
     except (OSError, RequestError): return None            # features are gone, or too few images
     return True if d.high < 0 else False if d.low > 0 else None

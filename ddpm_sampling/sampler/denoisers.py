@@ -59,7 +59,7 @@ def denoiser(
     _check(sched, predicts)
     def den(x, t, abar):
         index = torch.full((1,), t - 1, device=x.device).expand(len(x))  # one number, seen b times
-        out, frac = net(x, index).to(x.dtype), None
+        out, frac = net(x.clone(), index).to(x.dtype), None            # it may write into its own
         if out.shape[1] == 2*x.shape[1]:
             out, frac = out.chunk(2, dim=1)
             frac = (frac + 1)/2

@@ -6,7 +6,7 @@
 __all__ = ['sample_images']
 
 # %% ../../nbs/3_sampling/08_bulk.ipynb #bd1faefa
-import json, os, time, zipfile
+import json, math, os, shutil, time, zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +15,13 @@ import numpy as np, torch
 from ..basics.arrays import to_uint8
 from ..basics.errors import RequestError, whole_number
 from ..basics.files import whole_file, writable
+from ..basics.opening import asked_path, read_arrays, read_json
 from ..basics.progress import progress_bar
 from ..basics.recipes import Recipe
 from ..networks.checkpoints import Checkpoint, evaluating
 from ..networks.error_curves import weights_key
 from ..sampler.noise import NOISE
-from .front_door import Run, images_of
+from .front_door import MOST, Run, images_of
 
 # %% ../../nbs/3_sampling/08_bulk.ipynb #12e7497c
 def _request(ck, how, seed, labels, form, size):
@@ -35,8 +36,13 @@ def _request(ck, how, seed, labels, form, size):
 def _there(folder):
     "The request that a folder holds; empty where there is none"
     file = folder/'manifest.json'
-    try: return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
-    except ValueError: raise RequestError(f'{file} is damaged: give a new folder') from None
+    if not file.exists(): return {}
+    try: there = read_json(file)
+    except RequestError: there = None
+    whole = isinstance(there, dict) and {'weights', 'batch_size', 'threads'} <= there.keys()
+    if whole and all(type(there[k]) is int and 0 < there[k] < 2**20 for k in ('batch_size', 'threads')):
+        return there
+    raise RequestError(f'{file} is damaged: give a new folder')
 
 def _agreed(folder, request, chosen):
     "The request of a folder: the one that is there, if it is the same, or this one"
@@ -124,7 +130,7 @@ def _merged(folder, shape, size, n, labels):
         with z.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as f:
             _header(f, (n, h, w, deep), '|u1')
             for first in range(0, n, size):
-                x8 = np.load(folder/f'parts/{first:06}.npy')[:n - first]
+                x8 = read_arrays(folder/f'parts/{first:06}.npy')[''][:n - first]
                 f.write(np.broadcast_to(x8, (*x8.shape[:3], deep)).tobytes())
         if labels is not None:
             every = np.array([_label(labels, i) for i in range(n)], np.int64)
@@ -158,9 +164,9 @@ def sample_images(
     **settings,           # of a Recipe
 )->dict: # made, there: numbers of images; seconds; file: the NPZ, or None as long as parts miss
     "Write many images to a folder; what is there already stays"
-    folder, how = Path(out).expanduser(), Recipe.of(how, **settings)
+    folder, how = asked_path(out), Recipe.of(how, **settings)
     rank, world = share or (int(os.environ.get(k, v)) for k, v in (('RANK', 0), ('WORLD_SIZE', 1)))
-    n = whole_number(n, 'n, the number of images,', 1)
+    n = whole_number(n, 'n, the number of images,', 1, MOST)
     if form not in ('png', 'npz'): raise RequestError(f"form must be 'png' or 'npz', not {form!r}")
     if len(ck.shape) != 3 or form == 'png' and ck.shape[0] not in (1, 3):
         raise RequestError(f'images of shape {ck.shape} are no PNG pictures'
@@ -173,6 +179,7 @@ def sample_images(
     size = batch_size or _there(folder).get('batch_size')
     trial = run_of(range(n), size)                       # refused here, before anything is written
     writable(folder/'manifest.json')
+    _check_disk(folder, n, form, ck.shape)
     with _ours(folder):
         size = size or len(trial.parts[0].idx)
         request = _request(ck, trial.how, seed, labels, form, size)
@@ -190,6 +197,14 @@ def sample_images(
         if form == 'npz' and not left(): file = _merged(folder, ck.shape, size, n, labels)
         there = n - _count(left(), size, n)
     return dict(made=made, there=there, seconds=time.perf_counter() - start, file=file)
+
+def _check_disk(folder, n, form, shape):
+    "Whether so many images have a place, as far as that can be told"
+    each = math.prod(shape) if form == 'npz' else 4096          # a file takes a block of the disk
+    there, disk = sum(1 for _ in os.scandir(folder)), shutil.disk_usage(folder)
+    if (need := each*max(0, n - there)) > disk.free:
+        raise RequestError(f'{n} images take some {need/2**30:,.0f} GB, and {disk.free/2**30:,.1f} '
+                           f'are free on the disk of {folder}')
 
 def _share(left, rank, world):
     "The blocks of a process, and then those that nobody has made yet"

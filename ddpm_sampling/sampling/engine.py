@@ -8,13 +8,14 @@ __all__ = ['weights_of', 'placed', 'Compiled', 'compiled', 'good_size', 'machine
 # %% ../../nbs/3_sampling/07_engine.ipynb #88be9924
 import copy, json, platform, re, sys, warnings
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from ..basics.errors import RequestError
 from ..basics.files import from_cache, to_cache
+from ..basics.opening import read_text
 from ..networks.adapters import Adapter
 from ..networks.checkpoints import pick_device
 
@@ -152,7 +153,7 @@ def machine(
     "A machine in a few words"
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    try: told = Path('/proc/cpuinfo').read_text()
-    except OSError: told = ''
+    try: told = read_text('/proc/cpuinfo')
+    except RequestError: told = ''
     if line := re.search(r'^model name\s*: (.+)$', told, re.M): name = line[1]
     return f'{name}, {torch.get_num_threads()} threads'

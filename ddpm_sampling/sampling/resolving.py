@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
-import json, math, warnings
+import math, warnings
 import numpy as np, torch
 from torch import Tensor
 from ..basics.errors import RequestError, nearest
 from ..basics.files import from_cache, shipped
+from ..basics.opening import parse_json
 from ..basics.recipes import Recipe
 from ..sampler.loop import ddpm_step, step_var
 from ..sampler.plans import SPACINGS, Plan, Row
@@ -46,7 +47,7 @@ def _analytic(ck, clip):
 @lru_cache
 def _shipped_steps():
     "{weights' key: {sampler: {n as text: levels}}} of the bundled checkpoints"
-    return json.loads(shipped('steps.json')[0])
+    return parse_json(shipped('steps.json')[0])
 
 SEARCHABLE = 'ddim', 'ipndm', 'dpmpp', 'unipc'
 
@@ -55,7 +56,7 @@ def kept_steps(
 )->tuple: # (name of the file in the cache, {sampler: {n as text: levels}} in it)
     "The steps that were searched here for a network"
     def read(blob):
-        record = json.loads(blob)
+        record = parse_json(blob)
         if record['key'] != key: raise ValueError('of other weights')
         return record['steps']
     file = f'steps-{key[:32]}.json'

@@ -6,7 +6,6 @@
 __all__ = ['NoisyClassifier', 'fit_noisy_classifier', 'mnist_guide', 'ClassGuidance', 'class_guidance']
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #21029511
-import io
 import torch, torch.nn.functional as F
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,6 +14,7 @@ from fastcore.basics import patch
 from ..basics.arrays import to_unit, shifted
 from ..basics.errors import RequestError
 from ..basics.files import shipped
+from ..basics.opening import read_weights
 from ..sampler.schedules import Schedule, noisy
 from ..networks.unets import timestep_features
 
@@ -91,7 +91,7 @@ def mnist_guide(
     "The classifier of noisy digits that ships"
     data, _ = shipped('mnist_guide.json')
     net = NoisyClassifier()
-    net.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
+    net.float().load_state_dict(read_weights(data))
     return net.eval().requires_grad_(False).to(device)
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #49a1d5f8

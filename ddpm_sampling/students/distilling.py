@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from ..basics.errors import RequestError
 from ..basics.files import whole_file, writable
+from ..basics.opening import read_weights
 from ..basics.progress import progress_bar
 from ..networks.checkpoints import Checkpoint
 from ..networks.error_curves import weights_key
@@ -209,7 +210,7 @@ def resume(self:Distiller)->None:
     path = self.out/'state.pt'
     writable(path)
     if not path.exists(): return
-    state = torch.load(path, map_location=self.device, weights_only=True)
+    state = read_weights(path, self.device)
     if state['key'] != self.key():
         raise RequestError(f'{self.out} holds a run of another teacher, method or settings: '
                            'take another folder, or remove it')

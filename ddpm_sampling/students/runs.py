@@ -16,6 +16,7 @@ from torch import Tensor
 from ..basics.arrays import to_uint8, to_unit
 from ..basics.errors import RequestError
 from ..basics.files import whole_file, writable
+from ..basics.opening import read_arrays, read_json
 from ..basics.progress import progress_bar
 from ..networks.checkpoints import Checkpoint
 from ..networks.loading import load_checkpoint
@@ -41,7 +42,7 @@ def _seconds(method, d, n=2):
 
 def _kept(path, make):
     "What was written down in a JSON file, or else what is made now, written down"
-    if path.exists(): return json.loads(path.read_text(encoding='utf-8'))
+    if path.exists(): return read_json(path)
     made = make()
     with whole_file(path) as part: part.write_text(json.dumps(made, indent=1), encoding='utf-8')
     return made
@@ -66,7 +67,7 @@ def good_images(
                 x = sample(ck, idx=idx, seed=seed, labels=some, sampler='adams', steps=12)
                 with whole_file(path) as part, open(part, 'wb') as f:
                     np.save(f, to_uint8(x).cpu().numpy())
-            parts.append(to_unit(torch.from_numpy(np.load(path))))
+            parts.append(to_unit(torch.from_numpy(read_arrays(path)[''])))
             bar.update(len(idx))
     return torch.cat(parts)
 

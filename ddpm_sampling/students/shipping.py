@@ -10,6 +10,7 @@ import hashlib, json
 from dataclasses import replace
 from pathlib import Path
 from ..basics.files import whole_file
+from ..basics.opening import read_bytes, read_json
 from ..networks.checkpoints import Checkpoint
 from ..networks.safe_files import save_checkpoint
 
@@ -24,8 +25,8 @@ def ship_student(
     path = Path(assets)/f'{name.replace("-", "_")}.safetensors'
     listing = Path(assets)/'students.json'
     save_checkpoint(replace(ck, notes=()), path, half=True)
-    entry = dict(name=name, file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    listed = json.loads(listing.read_text(encoding='utf-8')) if listing.exists() else []
+    entry = dict(name=name, file=path.name, sha256=hashlib.sha256(read_bytes(path)).hexdigest())
+    listed = read_json(listing) if listing.exists() else []
     listed = [e for e in listed if e['name'] != name] + [entry | more]
     with whole_file(listing) as part:
         part.write_text(json.dumps(listed, indent=1), encoding='utf-8')

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..basics.arrays import to_unit
 from ..basics.errors import RequestError
 from ..basics.files import whole_file
+from ..basics.opening import read_bytes, read_json, read_weights
 from ..networks.checkpoints import Checkpoint
 from ..networks.day6_files import recorded_schedule
 from ..networks.loading import load_checkpoint
@@ -280,7 +281,7 @@ def load(self:Trainer,
     path:Path, # a file of save
 )->None:
     "Go on from there"
-    f = torch.load(path, map_location=self.device, weights_only=True)
+    f = read_weights(path, self.device)
     self.net.load_state_dict(f['model_state_dict'])
     self.ema.module.load_state_dict(f['ema_state_dict'])
     self.ema.n_averaged.fill_(f['step'])
@@ -330,11 +331,11 @@ def ship(
     "The EMA weights of some epochs in half precision, and a list of what they are"
     run, out = Path(run), Path(out)
     listing = out/'checkpoints.json'
-    others = json.loads(listing.read_text()) if listing.exists() else []
+    others = read_json(listing) if listing.exists() else []
     others = [e for e in others if e['dataset'] != 'mnist']
     listed = [_ship_epoch(run/f'checkpoint_epoch_{e:04d}.pt', e, out, test8) for e in epochs]
     last = run/f'checkpoint_epoch_{epochs[-1]:04d}.pt'
-    meta = torch.load(last, weights_only=True)['metadata']
+    meta = read_weights(last)['metadata']
     record = dict(config=meta['config'], history=meta['history'],
                   half_precision=_grey_levels(last, out/listed[-1]['file']))
     written = {'mnist_training.json': record, 'checkpoints.json': listed + others}
@@ -344,14 +345,14 @@ def ship(
 
 def _ship_epoch(full, epoch, out, test8):
     "Write one epoch; what it is"
-    f = torch.load(full, weights_only=True)
+    f = read_weights(full)
     meta = {k: v for k, v in f['metadata'].items() if k != 'history'}
     half = {k: v.half() for k, v in f['ema_state_dict'].items()}
     path = out/f'mnist_epoch_{epoch:04d}.pt'
     with whole_file(path) as tmp:
         torch.save(dict(model_state_dict=half, epoch=epoch, step=f['step'], metadata=meta), tmp)
     loss, se = test_loss(load_checkpoint(path), test8)
-    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha = hashlib.sha256(read_bytes(path)).hexdigest()
     return dict(dataset='mnist', file=path.name, epoch=epoch, step=f['step'], sha256=sha,
                 test_loss=round(loss, 6), test_loss_se=round(se, 6))
 
