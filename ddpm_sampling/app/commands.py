@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/7_app/02_commands.ipynb #2563ae71
-import codecs, io, math, os, shlex, signal, sys, time, warnings
+import codecs, io, math, os, shlex, signal, sys, time, traceback, warnings
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
@@ -378,13 +378,9 @@ def _verdict(e):
                '(a fault of this program; DDPM_DEBUG=1 shows where)')
 
 def _asks_less(e):
-    "What would need less memory, if it was the network that wanted it"
-    while e.__traceback__ and (tb := e.__traceback__):
-        while tb:
-            if tb.tb_frame.f_code.co_name == 'batch': return ': try a smaller --batch-size'
-            tb = tb.tb_next
-        break
-    return ''
+    "What would need less memory, if it was a batch of images that had no room"
+    places = [frame.f_code.co_name for frame, _ in traceback.walk_tb(e.__traceback__)]
+    return ': try a smaller --batch-size' if 'batch' in places else ''
 
 # %% ../../nbs/7_app/02_commands.ipynb #c3152a05
 def _line(kind, text):
@@ -427,6 +423,7 @@ codecs.register_error('ddpm_sampling', _plain_letters)
 
 def _to_nowhere(stream):
     "What else is written there is thrown away"
+    if stream is not sys.__stdout__: return
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError, AttributeError): pass
 

@@ -275,7 +275,7 @@ def _check_row(line, row):
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #92703ab6
 def _write_rows(path, rows):
-    "Add rows to those that are in the file; all of them, {run: row}"
+    "Add rows to those that are in the file"
     with locked(path.parent):
         every = read_rows(path) | {row['run']: row for row in rows}
         columns = list(dict.fromkeys(k for row in every.values() for k in row))
@@ -283,7 +283,6 @@ def _write_rows(path, rows):
         table.writeheader()
         table.writerows({k: _plain(v) for k, v in row.items()} for row in every.values())
         with whole_file(path) as part: part.write_text(out.getvalue(), 'utf-8', newline='')
-    return every
 
 def _plain(v):
     "A text that no program takes for a formula"
@@ -306,8 +305,7 @@ def compare(
     for shape in {job.ck.shape for job in jobs}: measurable(shape, extractor, ref)
     writable(path)
     keys = [run_key(job, ref, extractor) for job in jobs]
-    rows = {key: row for key, row in read_rows(path).items()
-            if _complete(row) and (key not in keys or _is_kept(path, row))}
+    rows = _usable(path, keys)
     for job in jobs: _add_real(rows, path, job, ref, extractor)
     todo = [(job, key) for job, key in zip(jobs, keys) if key not in rows]
     with _bar(todo, progress) as bar:
@@ -323,7 +321,8 @@ def compare(
                 note(line)
             told |= {*notes}
             _keep(path, key, features, images)
-            rows = _write_rows(path, [*rows.values(), row])
+            _write_rows(path, [*rows.values(), row])
+            rows = _usable(path, keys)                     # another run may have added rows
     asked = dict.fromkeys((key, job.name) for job, key in zip(jobs, keys))
     return [rows[key] | dict(checkpoint=name) for key, name in asked]    # under these names
 
@@ -356,9 +355,10 @@ def _keep(path, key, features, images=None):
     with whole_file(features_file(path, key)) as part, open(part, 'wb') as f:
         np.save(f, features.astype(np.float32))
 
-def _complete(row):
-    "Whether a row has a place for everything that is measured"
-    return row.keys() >= {*_COLUMNS, *METRICS}
+def _usable(path, keys):
+    "The rows of a table that need not be measured again, if they have these keys"
+    whole = {k: row for k, row in read_rows(path).items() if row.keys() >= {*_COLUMNS, *METRICS}}
+    return {k: row for k, row in whole.items() if k not in keys or _is_kept(path, row)}
 
 def _is_kept(path, row):
     "Whether the features and images of a row are there; else it is measured again"

@@ -15,7 +15,7 @@ from ..basics.files import writable
 from ..basics.opening import asked_path, named, read_arrays
 from ..basics.progress import progress_bar
 from .comparisons import (
-    Job, _add_real, _blank, _filled, _hash, _keep, _write_rows, protocol, read_rows)
+    Job, _add_real, _blank, _filled, _hash, _is_kept, _keep, _usable, _write_rows, protocol)
 from .datasets import as_images
 from .features import extract, mnist_features
 from .frechet import Moments
@@ -39,13 +39,13 @@ def measure_sets(
     for shape in {tuple(x8.shape[1:]) for x8 in sets.values()}: measurable(shape, extractor, ref)
     writable(path)
     like = Job(n=n, seed=seed)
-    of, rows, keys = protocol(like, ref, extractor), read_rows(path), {}
+    of, rows, keys = protocol(like, ref, extractor), _usable(path, ()), {}
     _add_real(rows, path, like, ref, extractor)
     with progress_bar(progress, n*len(sets), 'image') as bar:
         for name, x8 in sets.items():
             x8 = x8[np.linspace(0, len(x8) - 1, n).round().astype(int)]
             keys[name] = key = _hash(of, tuple(x8.shape), hashlib.sha256(x8.numpy()).hexdigest())
-            if key not in rows:
+            if key not in rows or not _is_kept(path, rows[key]):
                 features = extract(x8, extractor)
                 values, notes = scores(x8, ref, extractor, seed, features)
                 for line in notes:
@@ -53,7 +53,8 @@ def measure_sets(
                 told |= {*notes}
                 _keep(path, key, features, x8[:8])
                 row = _filled(_blank(like, of, key, name), values)
-                rows = _write_rows(path, [*rows.values(), row])
+                _write_rows(path, [*rows.values(), row])
+                rows = _usable(path, keys.values())
             bar.update(n)
     return [rows[key] | dict(checkpoint=name) for name, key in keys.items()]
 

@@ -144,7 +144,7 @@ def table(
                            'they differ in N, features, reference, rounding or seed')
     names = [n for n in names if any(r.get(n) for r in rows)]
     distance = lambda n: n == 'paired' or METRICS[n].better == 'lower'
-    show = lambda r, n: said(r, n) if distance(n) else r[n] or '–'
+    show = lambda r, n: said(r, n) if distance(n) else r.get(n) or '–'
     shown = {_title(n, rows): lambda r, n=n: show(r, n) for n in names}
     plain = {'evaluations': 'nfe', 'seconds': 'seconds', 'images/s': 'images_per_s'}
     cell = {title: lambda r, k=k: r[k] or '–' for title, k in plain.items()}
