@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from importlib.resources import files
 from itertools import pairwise
 from torch import Tensor
-from .errors import RequestError, nearest
+from .errors import RequestError, explains, nearest
 from .opening import read_arrays, read_picture
 
 # %% ../../nbs/9_basics/04_arrays.ipynb #0e0a1368
+@explains
 def to_uint8(
     x:Tensor|np.ndarray, # images or any other values, floats; clamped to [-1,1]
 )->Tensor: # the same shape and device, uint8
@@ -28,6 +29,7 @@ def to_uint8(
     return x.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 # %% ../../nbs/9_basics/04_arrays.ipynb #6d43fb4d
+@explains
 def to_unit(
     x8:Tensor, # grey levels, uint8, any shape
 )->Tensor: # float32 in [-1,1]

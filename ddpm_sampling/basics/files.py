@@ -14,7 +14,7 @@ from pathlib import Path
 try: import fcntl
 except ImportError: fcntl = None                         # Windows: no such locks
 from .errors import CheckpointError, RequestError
-from .opening import read_bytes, read_json
+from .opening import asked_path, read_bytes, read_json
 
 # %% ../../nbs/9_basics/02_files.ipynb #26c29ca7
 ENDS = [getattr(signal, k) for k in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, k)]
@@ -55,7 +55,7 @@ def whole_file(
 
 def _place(path):
     "The file that is meant, also behind a link; an error where it is no ordinary file"
-    path = Path(path)
+    path = asked_path(path)
     if path.is_symlink(): path = Path(os.path.realpath(path))
     if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of a file')
     if path.exists() and not path.is_file():
@@ -128,7 +128,8 @@ def locked(
     folder:str|Path, # where something is to be changed; made if need be
 )->Iterator[None]: # for a with statement
     "A folder for one process or thread at a time; the others wait"
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = asked_path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if not fcntl:
         yield
         return

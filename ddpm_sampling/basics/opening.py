@@ -70,6 +70,7 @@ def opened(
     error:type=RequestError, # what to raise
 )->Iterator[BinaryIO]: # for a with statement: the file, open for reading
     "An ordinary file, open"
+    path = asked_path(path)                              # a number would be an open file, and taken
     try:
         _check_kind(os.stat(path).st_mode, error)
         f = open(path, 'rb', opener=lambda p, flags: os.open(p, flags | _NO_WAITING))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import shipped, from_cache, to_cache
 from ..basics.opening import read_arrays
 from ..basics.progress import progress_bar
@@ -202,6 +202,7 @@ def _unpacked(blob, key):
     raise ValueError('not what was packed')
 
 # %% ../../nbs/2_networks/12_error_curves.ipynb #c97505ab
+@explains
 def errors_of(
     ck:Checkpoint,      # the checkpoint
     images:Tensor=None, # that it was trained on, (n,c,h,w) uint8; None: what is known of it

@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..basics.arrays import shipped_images, to_unit
-from ..basics.errors import RequestError, CheckpointError
+from ..basics.errors import CheckpointError, RequestError, explains
 from ..sampler.denoisers import CAP, denoiser
 from ..sampler.multistep import dpmpp_step
 from ..sampler.schedules import Schedule, noisy
@@ -356,6 +356,7 @@ def _of_teacher(ck, seed):
     return [f'student: it is none of {ck.student["teacher"]}, {said}'], []
 
 # %% ../../nbs/2_networks/11_verify.ipynb #0fd5f153
+@explains
 def self_test(
     ck:Checkpoint, # the checkpoint to test
     images:Tensor=None, # at least 32 of its training images, (n,c,h,w) in [-1,1]; None: MNIST

@@ -13,12 +13,13 @@ from numbers import Real
 from pathlib import Path
 import os, subprocess
 import numpy as np
-from ..basics.errors import RequestError, nearest
+from ..basics.errors import RequestError, explains, nearest
 from ..basics.files import undisturbed, whole_file, writable
 from ..sampler.loop import State
 from .film_strips import picture
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #9fafd33d
+@explains
 def frame_of(
     st:State,         # of images, floats or bytes
     cols:int=8,       # images in a row, ≥ 1
@@ -204,6 +205,7 @@ def _fits(frame, shape, path):
     return s
 
 # %% ../../nbs/4_pictures/03_animations.ipynb #972cd1ed
+@explains
 def write_animation(
     path:str|Path,   # where to, *.gif or *.mp4; its folders are made
     frames:Iterable, # uint8 arrays of one shape, (H,W) or (H,W,3); asked for as they are written

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from torch import Tensor
-from ..basics.errors import RequestError, whole_number
+from ..basics.errors import RequestError, explains, whole_number
 from ..basics.files import whole_file
 from ..sampler.plans import Row
 from .grids import as_pictures, image_grid
@@ -33,6 +33,7 @@ def picture(
     return image_grid(x, cols, pad, scale)
 
 # %% ../../nbs/4_pictures/02_film_strips.ipynb #8c3702d9
+@explains
 def film_strip(
     states:Iterable, # States of images, at least one
     cols:int=10,     # frames in a line, ≥ 1

@@ -10,11 +10,12 @@ import math
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from ..basics.errors import RequestError, whole_number
+from ..basics.errors import RequestError, explains, whole_number
 from ..basics.arrays import to_uint8
 from ..basics.files import whole_file
 
 # %% ../../nbs/4_pictures/00_grids.ipynb #b3a61282
+@explains
 def image_grid(
     x:Tensor,    # images, (n,c,h,w) in [-1,1], or volumes (n,c,d,h,w), n ≥ 1
     cols:int=8,  # images in a row, ≥ 1
@@ -49,6 +50,7 @@ def _checked_images(x, cols, pad, scale):
     return x
 
 # %% ../../nbs/4_pictures/00_grids.ipynb #d2de2d35
+@explains
 def as_pictures(
     x:Tensor,        # images (n,c,h,w), volumes (n,c,d,h,w), signals (n,c,l), in [-1,1]
     rgba:bool=False, # are four channels red, green, blue and opacity?

@@ -8,10 +8,11 @@ __all__ = ['paired_distance', 'difference', 'side_by_side']
 # %% ../../nbs/4_pictures/04_pairs.ipynb #11a70bdd
 import numpy as np, torch
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .grids import as_pictures, image_grid
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #104aee84
+@explains
 def paired_distance(
     x:Tensor,   # images, (n,c,h,w) in [-1,1]
     ref:Tensor, # as many images of the same noise, often of a long run
@@ -35,6 +36,7 @@ def _pairs(x, ref):
     return x.double(), ref.double().to(x.device)
 
 # %% ../../nbs/4_pictures/04_pairs.ipynb #c5f85ef0
+@explains
 def difference(
     x:Tensor,      # images, (n,c,h,w) in [-1,1]
     ref:Tensor,    # as many images of the same noise

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from torch import Tensor
 from fastcore.meta import delegates
-from ..basics.errors import RequestError, nearest, whole_number
+from ..basics.errors import RequestError, explains, nearest, whole_number
 from ..sampler.plans import Plan, distinct
 from ..basics.arrays import to_uint8
 from ..basics.recipes import Recipe
@@ -76,6 +76,7 @@ def as_bytes(
     for st in states: yield st._replace(x=to_uint8(st.x), x0_hat=to_uint8(st.x0_hat))
 
 # %% ../../nbs/4_pictures/01_trajectories.ipynb #3c00c020
+@explains
 @delegates(Recipe)
 def trajectory(
     ck:Checkpoint,        # the checkpoint

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from fastcore.basics import patch
 from torch import Tensor
 from ..basics.arrays import to_uint8
-from ..basics.errors import RequestError, printable, short, whole_number
+from ..basics.errors import RequestError, explains, printable, short, whole_number
 from ..basics.estimates import Estimate
 from ..basics.files import locked, whole_file, writable
 from ..basics.opening import named, read_arrays, read_picture, read_text
@@ -292,6 +292,7 @@ def _plain(v):
     return text
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #b3215b74
+@explains
 def compare(
     jobs:list,               # Jobs
     ref:Reference,           # what to measure them against

@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from ..basics.files import shipped
 from .datasets import as_images, fit_shape
 from ..basics.arrays import shifted, to_unit
-from ..basics.errors import CheckpointError, RequestError
+from ..basics.errors import CheckpointError, RequestError, explains
 from ..basics.opening import read_bytes, read_weights
 from ..basics.optional import load_torchvision
 
@@ -119,6 +119,7 @@ def mnist_judge()->nn.Module: # (b,1,32,32) in [-1,1] -> logits (b,10)
     return _shipped('judge', judge_net())[0]
 
 # %% ../../nbs/5_quality/01_features.ipynb #a70e9e36
+@explains
 @torch.no_grad()
 def extract(
     images:np.ndarray|Tensor, # uint8, as datasets.as_images takes them; fitted as fit_shape does

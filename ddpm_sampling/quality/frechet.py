@@ -10,7 +10,7 @@ import numpy as np
 from dataclasses import dataclass
 from typing import NamedTuple
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.estimates import Estimate
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #246ea633
@@ -73,6 +73,7 @@ def _transport(a, b):
     D, keep = ((a.mean - b.mean)**2).sum() + ((A - B@U@Vt)**2).sum(), s > 1e-12*s[0]
     return float(D), s[keep], B@U[:, keep]
 
+@explains
 def frechet_distance(
     a:Moments, # of one set, n ≥ 2
     b:Moments, # of the other, same d
@@ -131,6 +132,7 @@ def _spread(fit):
     V2 = 2*(rho**2).sum()
     return fit.u.var(ddof=1)/len(fit.u), V2, 8*(rho**3).sum()/V2 if V2 else 0.
 
+@explains
 def fid(
     features:np.ndarray, # (n,d), n > d
     ref:Moments,         # the reference, taken as exact: its n should be many times larger
@@ -142,6 +144,7 @@ def fid(
 # %% ../../nbs/5_quality/02_frechet.ipynb #6bedf90c
 def _bias(fit): return fit.trace + floor_weights(fit.s)[len(fit.s):].sum()
 
+@explains
 def fid_infinity(
     features:np.ndarray, # (n,d), n > 2d + 1, rows in no special order
     ref:Moments,         # the reference, taken as exact
@@ -163,6 +166,7 @@ def _pairs(fit, most=200):
     H = np.stack([(p := v*w).sum(1) + (p@C*p).sum(1) for v in w]) - own[:,None] - own
     return H - np.diag(np.diag(H))
 
+@explains
 def fid_difference(
     a:np.ndarray, # features of one sampler, (n,d), n > d
     b:np.ndarray, # of the other, (n,d); row i from the same noise as row i of a, where that is so
@@ -179,6 +183,7 @@ def fid_difference(
     return Estimate(D, D - half, D + half)
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #fa6b20b0
+@explains
 def fid_floor(
     holdout_features:np.ndarray, # of real images that are not in the reference, (m,d), m ≥ n
     ref:Moments,  # the reference

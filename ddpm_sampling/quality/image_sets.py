@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 import numpy as np
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import writable
 from ..basics.opening import asked_path, named, read_arrays
 from ..basics.progress import progress_bar
@@ -23,6 +23,7 @@ from .metrics import LEAST, measurable, scores
 from .references import Reference
 
 # %% ../../nbs/5_quality/13_image_sets.ipynb #b14bb74e
+@explains
 def measure_sets(
     sets:dict,               # {name: images, (n,c,h,w) uint8}
     ref:Reference,           # what to measure them against

@@ -7,7 +7,7 @@ __all__ = ['cubic_kernel', 'mmd2', 'kid']
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #aaaf5199
 import numpy as np
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.estimates import Estimate
 from .frechet import _interval
 
@@ -73,6 +73,7 @@ def _second_order(x, y, means, seed, most=300):
     return 2*t2, 4*t3/t2 if t2 else 0.
 
 # %% ../../nbs/5_quality/04_kernels.ipynb #07d49a58
+@explains
 def kid(
     x:np.ndarray, # features of the samples, (n,d), n ≥ 8
     y:np.ndarray, # of the reference, (m,d), m ≥ 8; or a Reference, which carries them

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .datasets import as_images, fit_shape
 from .features import extract, mnist_features
 from .frechet import fid, fid_infinity
@@ -41,6 +41,7 @@ METRICS = dict(
     lpips=Metric('LPIPS diversity', ''), memorised=Metric('nearer to training', ''))
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #d9767c0e
+@explains
 def scores(
     images:np.ndarray|Tensor,  # uint8, (n,c,h,w), n ≥ 20
     ref:Reference,             # made with the same extractor
@@ -123,6 +124,7 @@ def held_out(
         raise RequestError(f'{wanted}; {ref.name} has {held}')
     return ref.holdout[np.sort(np.random.default_rng([seed, n]).choice(held, n, replace=False))]
 
+@explains
 def floor(
     ref:Reference, # with a holdout
     n:int,         # how many real images, at most as many as the holdout has
@@ -133,6 +135,7 @@ def floor(
     return values if held is None or len(held) < 3 else values | _of_pixels(held[:n])
 
 # %% ../../nbs/5_quality/08_metrics.ipynb #7742eea3
+@explains
 def measurable(
     shape:tuple,             # of one image, (c,h,w)
     extractor:Callable=None, # what makes the features; None: those of the MNIST classifier

@@ -10,7 +10,7 @@ import math
 import numpy as np, torch
 from typing import NamedTuple
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.estimates import Estimate
 
 # %% ../../nbs/5_quality/05_neighbours.ipynb #87bc9a14
@@ -83,6 +83,7 @@ class PRDC(NamedTuple):
     density: Estimate   # how deep among the real the generated lie; about 1 for equal distributions
     coverage: Estimate  # share of real images with a generated one nearby
 
+@explains
 def prdc(
     x:np.ndarray|Tensor,         # features of generated images, (M,d)
     ref:np.ndarray|Tensor|Balls, # of real images, (N,d); or their Balls, or a Reference
@@ -189,6 +190,7 @@ class Memorisation(NamedTuple):
     train: Closest  # nearest training image of each sample
     test: Closest   # nearest held-out image of each sample
 
+@explains
 def memorisation(
     images:Tensor, # samples, (M,c,h,w) uint8
     train:Tensor,  # what the network was trained on, (n,c,h,w) uint8, n ≥ m

@@ -9,7 +9,7 @@ __all__ = ['LpipsMissing', 'lpips_model', 'lpips_distance', 'lpips_diversity']
 import contextlib, functools, io, pickle, sys, warnings
 import torch, torch.nn.functional as F
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.estimates import Estimate
 from ..basics.arrays import to_unit
 from ..basics.optional import load_torchvision
@@ -99,6 +99,7 @@ def lpips_model(
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #29e30221
+@explains
 @torch.no_grad()
 def lpips_distance(
     a:Tensor,          # images, (n,c,h,w), uint8 or floats in [-1,1]
@@ -115,6 +116,7 @@ def lpips_distance(
     return torch.cat([model(_seen(p), _seen(q)).flatten().double() for p, q in parts])
 
 # %% ../../nbs/5_quality/07_lpips.ipynb #fef1ccad
+@explains
 def lpips_diversity(
     images:Tensor,     # (n,c,h,w), uint8 or floats in [-1,1]
     pairs:int=None,    # how many, 2…n/2; None: n/2

@@ -9,7 +9,7 @@ __all__ = ['PixelStats', 'pixel_stats', 'grey_histogram', 'histogram_distance', 
 import numpy as np, torch
 from typing import NamedTuple
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.estimates import Estimate
 from .neighbours import _checked, _signed, _sq_pixels
 
@@ -105,6 +105,7 @@ def _weights(points, others, theta):
     return _w2_squared(a, b), torch.zeros_like(a).scatter_(0, order, _potential(a, b)).sum(1)
 
 # %% ../../nbs/5_quality/06_pixels.ipynb #bb09c5d0
+@explains
 def sliced_wasserstein(
     a:Tensor|np.ndarray, # (n,c,h,w) uint8 images, read as [-1,1]; or points, (n,d) floats
     b:Tensor|np.ndarray, # the same, (m,…)

@@ -18,7 +18,7 @@ from ..basics.arrays import shipped_images
 from .datasets import as_images, fit_shape, read_images
 from .features import cifar10_features, extract
 from .frechet import Moments
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.opening import read_arrays
 
 # %% ../../nbs/5_quality/03_references.ipynb #11e4c1fc
@@ -151,6 +151,7 @@ def _unpacked(blob, key):
     raise ValueError('not what was packed')
 
 # %% ../../nbs/5_quality/03_references.ipynb #b908cf84
+@explains
 def reference_of(
     images:str|Path|Tensor,       # a path, as datasets.read_images takes it, or (n,c,h,w) uint8
     extractor:Callable,           # an Extractor, or (b,c,h,w) in [-1,1] -> (b,d), then not cached

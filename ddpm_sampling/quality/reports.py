@@ -8,7 +8,7 @@ __all__ = ['said', 'clearly', 'say_good', 'say_epochs', 'say_samplers', 'say_spe
 # %% ../../nbs/5_quality/11_reports.ipynb #c7100c98
 import numpy as np
 from pathlib import Path
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import whole_file
 from ..basics.opening import read_arrays
 from ..pictures.film_strips import write_figure
@@ -163,6 +163,7 @@ def _title(name, rows):
     return METRICS[name].title + f' (N < {FEW}: too few)'*few
 
 # %% ../../nbs/5_quality/11_reports.ipynb #cc079881
+@explains
 def report(
     path:Path,     # the CSV
     rows:list,     # what compare returned

@@ -9,13 +9,14 @@ __all__ = ['ddim_step', 'encode', 'slerp']
 import torch
 from collections.abc import Callable
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .denoisers import denoiser
 from .loop import sample_steps
 from .plans import Plan, Row
 from .posteriors import posterior_var
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #c8deed09
+@explains
 def ddim_step(
     den:Callable,       # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,            # from t to s
@@ -37,6 +38,7 @@ def _checked(eta):
     raise RequestError(f'eta must lie in [0, 1] (0: deterministic, 1: ancestral), not {eta}')
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #eb6c0708
+@explains
 def encode(
     den:Callable,         # den(x, t, abar), without clipping; or a checkpoint
     plan:Plan,            # down to clean data, as for sampling
@@ -96,6 +98,7 @@ def _told(ck, labels, n, device):
     return y.to(device).expand(n),
 
 # %% ../../nbs/1_sampler/06_ddim.ipynb #a3450bb4
+@explains
 def slerp(
     a:Tensor, # noises, (b,…)
     b:Tensor, # noises, like a

@@ -10,7 +10,7 @@ import math, torch
 from collections.abc import Callable
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .schedules import Schedule
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #1fa47b42
@@ -49,6 +49,7 @@ def clipped(
     return x0_hat, (x - abar**.5*x0_hat)/(1 - abar)**.5
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #63256f77
+@explains
 def denoiser(
     net:Callable,       # net(x (b,…), index (b,) in 0…T−1) -> (b,…), or twice as many channels
     sched:Schedule,     # the schedule that it was trained with
@@ -79,6 +80,7 @@ def _check(sched, predicts):
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #e51f50c7
 class GaussianMixture:
     "Data whose ideal denoiser is known in closed form; itself a `den(x, t, abar)`"
+    @explains
     def __init__(self,
         weights:list|Tensor, # (K,), positive; normalised here
         means:list|Tensor,   # (K,d)

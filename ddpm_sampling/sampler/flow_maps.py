@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .denoisers import GaussianMixture
 from .plans import Row
 from .schedules import noisy
@@ -85,6 +85,7 @@ def flow_den(
         return x0, (x - abar**.5*x0)/(1 - abar)**.5, None
     return den
 
+@explains
 def consistency_step(
     den:Callable, # den(x, t, abar) -> (x0_hat, eps_hat, frac), x̂₀ the end of the path
     row:Row,      # the step's two ends

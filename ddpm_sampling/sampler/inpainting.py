@@ -10,7 +10,7 @@ import torch
 from collections.abc import Callable
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.per_image import images_in, part_of
 from .schedules import noisy
 from .denoisers import x0_and_eps
@@ -41,6 +41,7 @@ class Repaint:
         if row.abar_s < 1: there = noisy(there, once(), row.abar_s)
         return torch.where(self.mask.to(x.device), there, xs), x0_hat, (inner, x0_hat)
 
+@explains
 def repaint(
     step:Callable, # any step; its settings filled in
     known:Tensor,  # the image, (c,h,w), or one for each image, (n,c,h,w); floats

@@ -9,7 +9,7 @@ __all__ = ['kl', 'prior_kl', 'step_kl', 'density_nll', 'pixel_nll', 'last_var', 
 import math, torch
 from collections.abc import Callable
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .loop import step_var
 from .plans import Plan, Row
 from .posteriors import beta_var, posterior, posterior_var
@@ -85,6 +85,7 @@ def last_var(
     return torch.exp(frac*math.log(beta) + (1 - frac)*math.log(before))
 
 # %% ../../nbs/1_sampler/11_likelihood.ipynb #5a26e902
+@explains
 @torch.no_grad()
 def variational_bound(
     den:Callable,                # den(x, t, abar) -> (x0_hat, eps_hat, frac)

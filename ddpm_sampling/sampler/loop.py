@@ -10,7 +10,7 @@ import torch
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .plans import Plan, Row
 from .posteriors import beta_var, learned_var, posterior, posterior_var
 
@@ -36,6 +36,7 @@ def _given(frac):
                        "use 'posterior' or 'beta'")
 
 # %% ../../nbs/1_sampler/04_loop.ipynb #34757d9e
+@explains
 def ddpm_step(
     den:Callable,                # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,                     # from t to s
@@ -58,6 +59,7 @@ class State(NamedTuple):
     x0_hat: Tensor        # the prediction of x₀ from that x_t, (b,…)
     nfe: int              # network evaluations so far
 
+@explains
 @torch.no_grad()
 def sample_steps(
     den:Callable,        # den(x, t, abar) -> (x0_hat, eps_hat, frac)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 from .odes import _ddim, _first_order, _gain_eps, _gain_x0, sigbar
 from .plans import Row
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 
 # %% ../../nbs/1_sampler/08_multistep.ipynb #96749bd7
 def polynomial_mean(
@@ -55,6 +55,7 @@ def _behind(memory:tuple, row:Row)->tuple:
     return tuple((a, v) for a, v in memory or () if 0 < a < 1 and (row.abar_t - a)*ahead > 0)
 
 # %% ../../nbs/1_sampler/08_multistep.ipynb #9aff477c
+@explains
 def ipndm_step(
     den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,           # from t to s
@@ -91,6 +92,7 @@ def data_weights(
     return polynomial_mean(lam, w, [-math.log(sigbar(a)) for a in abars])
 
 # %% ../../nbs/1_sampler/08_multistep.ipynb #e0570486
+@explains
 def dpmpp_step(
     den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,           # from t to s
@@ -116,6 +118,7 @@ def _corrected(now:tuple, past:tuple)->Tensor:
     return _gain_x0(came)*sum(float(d)*v for d, (_, v) in zip(diff, (*past, now)))
 
 # %% ../../nbs/1_sampler/08_multistep.ipynb #92f58542
+@explains
 def unipc_step(
     den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,           # from t to s

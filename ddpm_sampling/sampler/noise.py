@@ -9,6 +9,7 @@ __all__ = ['LOW', 'NOISE', 'LOG', 'SIN', 'HALF', 'UP62', 'philox', 'series', 'ro
 import math, threading
 import numpy as np, torch
 from torch import Tensor
+from ..basics.errors import explains
 
 # %% ../../nbs/1_sampler/16_noise.ipynb #f4c55bce
 LOW = 2**32 - 1                                          # the lower half of a word
@@ -160,6 +161,7 @@ def _box_muller(w1, w2, z1, z2):
     np.bitwise_xor(pi, mi, out=z1.view(np.int32))
 
 # %% ../../nbs/1_sampler/16_noise.ipynb #45b7398c
+@explains
 def keyed_noise(
     seed:int,         # 0 … 2⁶⁴ − 1
     idx:list,         # numbers of the images, each from 0 to 2⁶⁴ − 1

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from torch import Tensor
 from .plans import Row
+from ..basics.errors import explains
 
 # %% ../../nbs/1_sampler/07_odes.ipynb #41eb15a8
 def sigbar(
@@ -37,6 +38,7 @@ def _first_order(row:Row)->bool:
     return bool({row.abar_t, row.abar_s} & {0, 1})
 
 # %% ../../nbs/1_sampler/07_odes.ipynb #401843db
+@explains
 def heun_step(
     den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,           # from t to s

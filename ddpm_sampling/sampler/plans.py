@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 from fastcore.basics import patch
-from ..basics.errors import RequestError, nearest
+from ..basics.errors import RequestError, explains, nearest
 from .schedules import Schedule
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #bb20fd66
@@ -27,6 +27,7 @@ class Row(NamedTuple):
 # %% ../../nbs/1_sampler/05_plans.ipynb #1f87af42
 class Plan(tuple):
     "Rows in the order of sampling, each starting where the one before it ended"
+    @explains
     def __new__(cls,
         rows:Iterable # of Rows that join, at least one
     ):

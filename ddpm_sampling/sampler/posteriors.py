@@ -8,7 +8,7 @@ __all__ = ['beta_var', 'posterior_var', 'posterior', 'learned_var']
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #f7650b23
 import math, torch
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #cd187ab7
 def beta_var(
@@ -26,6 +26,7 @@ def posterior_var(
     return (1 - abar_s)/(1 - abar_t)*beta_var(abar_t, abar_s)
 
 # %% ../../nbs/1_sampler/02_posteriors.ipynb #a26d7bc6
+@explains
 def posterior(
     x0:Tensor,    # clean data, any shape
     xt:Tensor,    # state at t, like x0

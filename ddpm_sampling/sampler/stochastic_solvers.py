@@ -8,7 +8,7 @@ __all__ = ['kept', 'adams_step']
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #6576761c
 from collections.abc import Callable
 from torch import Tensor
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .ddim import _checked
 from .multistep import _behind, step_weights
 from .odes import _first_order, sigbar
@@ -23,6 +23,7 @@ def kept(
     return (sigbar(row.abar_s)/sigbar(row.abar_t))**_checked(eta)**2 if eta else 1.
 
 # %% ../../nbs/1_sampler/09_stochastic_solvers.ipynb #fd231d39
+@explains
 def adams_step(
     den:Callable,      # den(x, t, abar) -> (x0_hat, eps_hat, frac)
     row:Row,           # from t to s

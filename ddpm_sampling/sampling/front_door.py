@@ -16,7 +16,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from ..basics.errors import RequestError, whole_number
+from ..basics.errors import RequestError, explains, whole_number
 from ..basics.opening import enough_memory
 from ..basics.per_image import part_of
 from ..basics.progress import progress_bar
@@ -325,6 +325,7 @@ def states(self:Run,
             yield sts[0] if len(sts) == 1 else sts[0]._replace(x=join('x'), x0_hat=join('x0_hat'))
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #9c3b63af
+@explains
 @delegates(Recipe)
 def sample(
     ck:Checkpoint,        # the checkpoint

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 import numpy as np, torch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import to_cache
 from ..basics.recipes import Recipe
 from ..sampler.plans import SPACINGS, Row, distinct
@@ -59,6 +59,7 @@ class _Recorder:
         self.answers = []
 
 # %% ../../nbs/3_sampling/02_searched_steps.ipynb #0bbeb26f
+@explains
 def teach(
     ck:Checkpoint,       # the checkpoint
     n:int=256,           # how many images
@@ -178,6 +179,7 @@ def search(
     return [trace.levels[k] for k in min(near, _descend(cost, far or near[1], K))[1]]
 
 # %% ../../nbs/3_sampling/02_searched_steps.ipynb #b2d54aa2
+@explains
 def steps_of(
     ck:Checkpoint,       # the checkpoint
     n:int,               # how many steps

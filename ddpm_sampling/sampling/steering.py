@@ -12,7 +12,7 @@ from functools import lru_cache
 from torch import Tensor, nn
 from fastcore.basics import patch
 from ..basics.arrays import to_unit, shifted
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import shipped
 from ..basics.opening import read_weights
 from ..sampler.schedules import Schedule, noisy
@@ -113,6 +113,7 @@ class ClassGuidance:
         log_p = logits.log_softmax(1).gather(1, mine.clamp(min=0))
         return torch.where(mine < 0, 0*log_p, log_p)[:, 0]
 
+@explains
 def class_guidance(
     net:Callable,    # NoisyClassifier, or any net(x_t, t (b,)) -> logits (b,classes)
     labels:int|list, # the class wanted: a number, or one for each image; an entry None: no wish

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from torch import Tensor
 from ..basics.arrays import to_uint8, to_unit
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from ..basics.files import whole_file, writable
 from ..basics.opening import read_arrays, read_json
 from ..basics.progress import progress_bar
@@ -72,6 +72,7 @@ def good_images(
     return torch.cat(parts)
 
 # %% ../../nbs/6_students/05_runs.ipynb #3cb80943
+@explains
 def distill(
     ck:Checkpoint,          # the teacher
     out:Path,               # folder for the student and for the state of the run
@@ -180,6 +181,7 @@ def _progressive(ck, out, minutes, data, seed, progress, say):
     return students[4]
 
 # %% ../../nbs/6_students/05_runs.ipynb #65099cd7
+@explains
 def gains(
     teacher:Checkpoint,        # the one
     student:Checkpoint,        # and the other
