@@ -84,7 +84,7 @@ def explains(
     return g
 
 _RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError,
-        AssertionError)
+        AssertionError, NameError)
 
 # %% ../../nbs/9_basics/00_errors.ipynb #5a76795d
 def _explain(e, f, args, kw):
@@ -97,7 +97,7 @@ def _explain(e, f, args, kw):
         if k in params and not _fits(v, params[k]):
             raise RequestError(f'{name}: {k} is {_in_words(v)}; {_asked(f, params[k])}') from e
     arrays = {k: v for k, v in given.items() if hasattr(v, 'shape') and hasattr(v, 'dtype')}
-    theirs = any(callable(v) for k, v in given.items() if k != 'self')     # a network, a function
+    theirs = any(callable(v) for k, v in given.items() if k not in ('self', 'cls'))     # a network, a function
     if not arrays or theirs or isinstance(e, (AttributeError, NameError)): raise
     told = '; '.join(f'{k} is {_in_words(v)}, {_asked(f, params[k])}' for k, v in arrays.items())
     raise RequestError(f'{name}: {str(e).splitlines()[0] if str(e) else type(e).__name__}: '

@@ -11,7 +11,7 @@ from functools import partial
 from types import CodeType, FunctionType
 import numpy as np, torch
 from torch import nn
-from .errors import RequestError
+from .errors import RequestError, explains
 
 # %% ../../nbs/9_basics/08_per_image.ipynb #da0b568c
 class PerImage:
@@ -30,6 +30,7 @@ class PerImage:
         "How many images it is for"
         return len(self.values)
 
+    @explains
     def part(self,
         some:slice, # places of images
         dims:int=4, # of a batch, (n,c,h,w)

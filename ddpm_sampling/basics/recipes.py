@@ -9,7 +9,7 @@ __all__ = ['Recipe']
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from fastcore.basics import patch
-from .errors import RequestError, nearest
+from .errors import RequestError, explains, nearest
 
 # %% ../../nbs/9_basics/07_recipes.ipynb #a015c338
 @dataclass(frozen=True, repr=False)
@@ -86,6 +86,7 @@ def __str__(self:Recipe):
 
 # %% ../../nbs/9_basics/07_recipes.ipynb #c548357d
 @patch
+@explains
 def over(self:Recipe,
     other:Recipe, # what counts where this recipe is silent
 )->Recipe: # with every setting that either of them says
@@ -94,6 +95,7 @@ def over(self:Recipe,
 
 # %% ../../nbs/9_basics/07_recipes.ipynb #0f9e1650
 @patch
+@explains
 def filled(self:Recipe,
     usual:Recipe=None, # how the makers of the checkpoint sample it; None: nobody said
 )->Recipe: # with sampler and clip said, and all else that the makers say

@@ -58,6 +58,7 @@ def plan(self:Job)->Plan: # its rows
     return found.plan
 
 @patch
+@explains
 def first(self:Job,
     n:int, # how many images
 )->'Job': # of at most so many
@@ -66,6 +67,7 @@ def first(self:Job,
     return self._replace(n=min(n, self.n), labels=self.labels[:n] if several else self.labels)
 
 @patch
+@explains
 def but(self:Job,
     **settings, # fields of the job, or of its recipe
 )->Job:

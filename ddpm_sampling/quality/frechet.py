@@ -10,7 +10,7 @@ import numpy as np
 from dataclasses import dataclass
 from typing import NamedTuple
 from fastcore.basics import patch
-from ..basics.errors import RequestError, explains
+from ..basics.errors import RequestError, explains, short
 from ..basics.estimates import Estimate
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #246ea633
@@ -22,7 +22,9 @@ class Moments:
     cov: np.ndarray  # (d,d) float64, over n − 1; zeros for one image
 
     def __post_init__(self):
-        mean, cov = (np.array(a, np.float64) for a in (self.mean, self.cov))
+        try: mean, cov = (np.array(a, np.float64) for a in (self.mean, self.cov))
+        except (ValueError, TypeError, RuntimeError):
+            raise RequestError(f'moments are numbers, not {short(self.mean)}') from None
         if mean.ndim != 1 or cov.shape != 2*mean.shape:
             wanted = 'moments are a mean (d,) and a covariance (d,d)'
             raise RequestError(f'{wanted}, not {mean.shape} and {cov.shape}')
@@ -34,6 +36,7 @@ class Moments:
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #4f8c71fd
 @patch(cls_method=True)
+@explains
 def of(cls:Moments,
     features:np.ndarray, # (n,d), finite
 )->Moments:
@@ -46,6 +49,7 @@ def of(cls:Moments,
 
 # %% ../../nbs/5_quality/02_frechet.ipynb #44285ba2
 @patch
+@explains
 def merge(self:Moments,
     other:Moments, # of other images, same d
 )->Moments:

@@ -124,6 +124,7 @@ def __call__(self:GaussianMixture,
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #1a0fcfcd
 @patch
+@explains
 def log_prob(self:GaussianMixture,
     x:Tensor,      # points, (b,…) with d entries each
     abar:float=1., # noise level ᾱ, in [0,1]; 1: the data itself
@@ -132,6 +133,7 @@ def log_prob(self:GaussianMixture,
     return self._parts(x, abar)[2].logsumexp(-1)
 
 @patch
+@explains
 def draw(self:GaussianMixture,
     n:int,      # how many points
     seed:int=0, # of torch's generator
@@ -145,6 +147,7 @@ def draw(self:GaussianMixture,
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #455664fc
 @patch
+@explains
 def component(self:GaussianMixture,
     x:Tensor # points, (b,…) with d entries each
 )->Tensor: # (b,), the number of the component that each most probably came from

@@ -17,6 +17,7 @@ from .schedules import noisy
 
 # %% ../../nbs/1_sampler/14_flow_maps.ipynb #78a9ff0b
 @patch
+@explains
 def flow(self:GaussianMixture,
     x:Tensor,     # states at the level that is left, (b,…) with d entries each
     abar_t:float, # its ᾱ, in [0,1]

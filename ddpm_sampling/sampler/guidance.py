@@ -11,7 +11,7 @@ from collections.abc import Callable
 from numbers import Real
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError
+from ..basics.errors import RequestError, explains
 from .denoisers import GaussianMixture, clipped, x0_and_eps
 from .plans import Plan
 
@@ -77,6 +77,7 @@ def _checked(scale:float, interval:tuple|None)->tuple:
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #f4fc38a5
 @patch
+@explains
 def given(self:GaussianMixture,
     A:Tensor,  # measurement, (p,d)
     y:Tensor,  # what was measured, (p,)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 from fastcore.basics import patch
-from ..basics.errors import RequestError, explains, nearest
+from ..basics.errors import RequestError, explains, nearest, short
 from .schedules import Schedule
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #bb20fd66
@@ -33,6 +33,8 @@ class Plan(tuple):
     ):
         plan = super().__new__(cls, rows)
         if not plan: raise RequestError('a plan needs at least one row')
+        if odd := [r for r in plan if not hasattr(r, 'abar_s')]:
+            raise RequestError(f'a plan is made of Rows, not of {short(odd[0])}')
         for a, b in pairwise(plan):
             if (a.s, a.abar_s) != (b.t, b.abar_t):
                 ends = f'one ends at t = {a.s}, the next starts at t = {b.t}'
@@ -93,6 +95,7 @@ def distinct(
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #fe7cc4ec
 @patch
+@explains
 def plan(self:Schedule,
     steps:int|list=None,    # how many rows; None: T; or a strictly decreasing list of levels, 1…T
     spacing:str='linspace', # a name from SPACINGS; not used where steps is a list or None
@@ -158,6 +161,7 @@ def backwards(self:Plan)->Plan:
 
 # %% ../../nbs/1_sampler/05_plans.ipynb #70cdc572
 @patch(cls_method=True)
+@explains
 def from_abar(cls:Plan,
     abars:list|np.ndarray # (n+1,), strictly increasing in [0,1], from start to end of sampling
 )->Plan:

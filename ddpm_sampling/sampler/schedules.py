@@ -9,7 +9,7 @@ __all__ = ['SCHEDULES', 'Schedule', 'noisy']
 import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..basics.errors import RequestError, nearest
+from ..basics.errors import RequestError, explains, nearest
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #d933d296
 class Schedule:
@@ -51,6 +51,7 @@ def __setattr__(self:Schedule, name, value):
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #d54293e7
 @patch(cls_method=True)
+@explains
 def linear(cls:Schedule,
     T:int=1000,            # number of noise levels
     beta_start:float=1e-4, # β_1, in (0,1]
@@ -68,6 +69,7 @@ def _checked_T(T):
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #f8713713
 @patch(cls_method=True)
+@explains
 def cosine(cls:Schedule,
     T:int=1000,           # number of noise levels
     s:float=0.008,        # offset that keeps β_1 from vanishing
@@ -79,6 +81,7 @@ def cosine(cls:Schedule,
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #6645bc95
 @patch(cls_method=True)
+@explains
 def quadratic(cls:Schedule,
     T:int=1000,            # number of noise levels
     beta_start:float=1e-4, # β_1, in (0,1]
@@ -102,6 +105,7 @@ def __repr__(self:Schedule):
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #0b1421ed
 @patch(cls_method=True)
+@explains
 def sigmoid(cls:Schedule,
     T:int=1000,            # number of noise levels
     beta_start:float=1e-4, # where β comes from
@@ -112,6 +116,7 @@ def sigmoid(cls:Schedule,
     return cls(beta_start + (beta_end - beta_start)*rise, 'sigmoid')
 
 @patch(cls_method=True)
+@explains
 def sigmoid_abar(cls:Schedule,
     T:int=1000,           # number of noise levels
     start:float=-3.,      # the sigmoid is taken from here
@@ -127,6 +132,7 @@ def sigmoid_abar(cls:Schedule,
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #85b81608
 @patch(cls_method=True)
+@explains
 def scaled_linear(cls:Schedule,
     T:int=1000,            # number of noise levels
     beta_start:float=1e-4, # β_1, in (0,1]
