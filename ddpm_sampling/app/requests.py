@@ -312,6 +312,8 @@ def _schedule(said, T=None):
         if isinstance(e, RequestError) and not path.is_file(): raise _mistake(f'{said}: {e}') from None
         raise _mistake(f'{said} is no file of numbers: write the T values of beta, or of abar, '
                        'with numpy.save, as a JSON list, or one to a line') from None
+    if values.ndim != 1:
+        raise _mistake(f'{said} holds an array {values.shape}, not a list of T numbers')
     falls = len(values) > 1 and values[0] > values[-1] and values[0] > .5
     make = Schedule.from_abar if key in _ABARS or key is None and falls else Schedule
     sched = make(values, path.stem)

@@ -81,6 +81,7 @@ def explains(
         def g(*args, **kw):
             try: return f(*args, **kw)
             except _RAW as e: _explain(e, f, args, kw)
+    if hasattr(f, 'cache_clear'): g.cache_clear = f.cache_clear          # of a cached function
     return g
 
 _RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, RuntimeError,

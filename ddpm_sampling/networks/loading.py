@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
-from ..basics.errors import RequestError, CheckpointError
+from ..basics.errors import CheckpointError, RequestError, explains
 from ..basics.opening import asked_path, read_json
 from ..sampler.schedules import Schedule
 from .checkpoints import Asked, Checkpoint, CheckpointWarning, pick_device
@@ -87,6 +87,7 @@ def _checked_request(weights, schedule, predicts, shape, eighths=True):
     return None if shape is None else _checked_shape(shape, eighths)
 
 # %% ../../nbs/2_networks/10_loading.ipynb #fa94befa
+@explains
 def load_checkpoint(
     path:str|Path=None, # file, folder of diffusers, or name from bundled_names; None: 'mnist'
     weights:str='ema', # 'ema' or 'raw', or the name of a set in the file, such as 'ema_0.999'

@@ -105,6 +105,7 @@ def _shipped(kind, net):
     net.float().load_state_dict(read_weights(data))      # whatever torch's default dtype is
     return net.eval().requires_grad_(False), record['sha256']
 
+@explains
 @lru_cache
 def mnist_features(
     device:str='cpu', # where it shall work
@@ -231,6 +232,7 @@ def features_for(
                        'inception_features()')
 
 # %% ../../nbs/5_quality/01_features.ipynb #ec80eaaf
+@explains
 @lru_cache
 def inception_features(
     device:str='cpu', # where it shall work

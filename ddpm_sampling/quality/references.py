@@ -58,6 +58,7 @@ def _oriented(a, split, mirrored):
     return f
 
 # %% ../../nbs/5_quality/03_references.ipynb #6f48ebe1
+@explains
 @lru_cache
 def mnist_reference(
     mirrored:bool=False, # each digit mirrored at random with probability ½, as in Day-6 data?

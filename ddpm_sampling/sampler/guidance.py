@@ -16,6 +16,7 @@ from .denoisers import GaussianMixture, clipped, x0_and_eps
 from .plans import Plan
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #83a1cbbc
+@explains
 def guided(
     den:Callable,         # den(x, t, abar) -> (x0_hat, eps_hat, frac), without clipping
     guidance_fn:Callable, # guidance_fn(x_t (b,…), t) -> (b,): log p(y given x_t) up to a constant
@@ -127,6 +128,7 @@ def clipping(
     return clipping_den
 
 # %% ../../nbs/1_sampler/12_guidance.ipynb #343de720
+@explains
 def classifier_free(
     uncond:Callable,     # den without the label
     cond:Callable,       # den with the label, like uncond without clipping

@@ -114,6 +114,7 @@ def resampled(self:Plan,
     return _rows(*zip(*path, (self[-1].s, self[-1].abar_s)))
 
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #ccda6c51
+@explains
 def guided_x0(
     den:Callable,        # den(x, t, abar), differentiable, without clipping
     likelihood:Callable, # likelihood(x0_hat (b,…), t) -> (b,): log p(y given x₀) up to a constant

@@ -84,6 +84,7 @@ def fit_noisy_classifier(
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #9487d579
+@explains
 @lru_cache
 def mnist_guide(
     device:str='cpu', # where it shall work
