@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from fastcore.basics import patch
-from ..basics.errors import RequestError, CheckpointError
+from ..basics.errors import RequestError, CheckpointError, printable
 from ..basics.recipes import Recipe
 from ..sampler.denoisers import PREDICTS
 from ..sampler.schedules import Schedule
@@ -124,7 +124,8 @@ def plans(self:Checkpoint)->dict: # {number of steps: levels}; empty: it is no s
 def __repr__(self:Checkpoint):
     rows = [(k, '–' if v is None else v) for k,v in self.info().items() if k!='notes']
     rows += [('note', n) for n in self.notes]
-    return '\n'.join(fill(f'{k:11}{v}', 85, subsequent_indent=' '*11) for k,v in rows)
+    lines = (printable(f'{k:11}{v}') for k,v in rows)              # a file's own words are among them
+    return '\n'.join(fill(line, 85, subsequent_indent=' '*11) for line in lines)
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #2deb7392
 def _get(cfg, *paths):
@@ -147,6 +148,7 @@ class Asked:
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #c01a7e18
 class CheckpointWarning(UserWarning):
     "Something about a checkpoint was assumed, or decided against the request"
+    def __init__(self, text=''): super().__init__(printable(text, 3000))
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #6aa18917
 def _settle(what, recorded, asked, default, log):

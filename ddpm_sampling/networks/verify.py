@@ -255,7 +255,7 @@ class SelfTest:
 @patch
 def __repr__(self:SelfTest):
     row = lambda name, cells, last: f'{name:13}' + ''.join(f'{c:>9}' for c in cells) + f'  {last}'
-    lines = [f'self-test: {self.title}']
+    lines = [printable(f'self-test: {self.title}')]
     if self.bins:
         mean, se, floor = self.loss
         spans = [f'{a}…{b}' for a,b,*_ in self.bins]
