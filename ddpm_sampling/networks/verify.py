@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 from ..basics.arrays import shipped_images, to_unit
-from ..basics.errors import CheckpointError, RequestError, explains
+from ..basics.errors import CheckpointError, RequestError, explains, printable
 from ..sampler.denoisers import CAP, denoiser
 from ..sampler.multistep import dpmpp_step
 from ..sampler.schedules import Schedule, noisy
