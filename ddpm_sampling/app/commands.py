@@ -432,7 +432,8 @@ def _ended_by_signals():
     "SIGTERM and SIGHUP end the program as Ctrl-C does, unless somebody has said otherwise"
     def end(number, _): raise KeyboardInterrupt(signal.Signals(number))
     wanted = [getattr(signal, k) for k in ('SIGTERM', 'SIGHUP') if hasattr(signal, k)]
-    try: before = {s: signal.signal(s, end) for s in wanted if signal.getsignal(s) == signal.SIG_DFL}
+    usual = [s for s in wanted if signal.getsignal(s) == signal.SIG_DFL]
+    try: before = {s: signal.signal(s, end) for s in usual}
     except ValueError: before = {}                           # not the main thread
     try: yield
     finally:

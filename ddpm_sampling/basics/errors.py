@@ -98,7 +98,7 @@ def _explain(e, f, args, kw):
         if k in params and not _fits(v, params[k]):
             raise RequestError(f'{name}: {k} is {_in_words(v)}; {_asked(f, params[k])}') from e
     arrays = {k: v for k, v in given.items() if hasattr(v, 'shape') and hasattr(v, 'dtype')}
-    theirs = any(callable(v) for k, v in given.items() if k not in ('self', 'cls'))     # a network, a function
+    theirs = any(callable(v) for k, v in given.items() if k not in ('self', 'cls'))  # a network
     if not arrays or theirs or isinstance(e, (AttributeError, NameError)): raise
     told = '; '.join(f'{k} is {_in_words(v)}, {_asked(f, params[k])}' for k, v in arrays.items())
     raise RequestError(f'{name}: {str(e).splitlines()[0] if str(e) else type(e).__name__}: '
@@ -117,7 +117,7 @@ def _asked(f, p):
     kind = re.sub(r"<class '([\w.]+)'>|(?:\w+\.)+(?=\w)", lambda m: (m[1] or '').split('.')[-1],
                   str(p.annotation))
     kind = '' if p.annotation is p.empty else f'{kind}, '
-    return f'it should be {kind}{told}' if told else f'it should be {kind or "another"}'.rstrip(', ')
+    return f'it should be {kind}{told or ""}'.rstrip(', ')
 
 # %% ../../nbs/9_basics/00_errors.ipynb #19478799
 def _fits(v, p):

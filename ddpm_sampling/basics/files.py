@@ -94,7 +94,8 @@ def _remove_orphans(folder):
     _clean.add(folder)
     if not fcntl: return
     for entry in os.scandir(folder):
-        if not _part_name.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False): continue
+        ours = _part_name.fullmatch(entry.name)
+        if not ours or not entry.is_file(follow_symlinks=False): continue
         with contextlib.suppress(OSError):
             held = os.open(entry.path, os.O_RDWR | os.O_NONBLOCK)
             try:

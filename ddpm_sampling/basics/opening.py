@@ -148,7 +148,7 @@ def parse_json(
 )->object:
     "What a text in JSON says"
     try: return json.loads(text)
-    except RecursionError: raise error('JSON nested deeper than anything that is read here') from None
+    except RecursionError: raise error('JSON nested deeper than what is read here') from None
     except ValueError as e:
         where = f': {e.msg} in line {e.lineno}' if isinstance(e, json.JSONDecodeError) else ''
         raise error(f'not JSON, or damaged{where}') from None
@@ -233,7 +233,8 @@ def read_gzip(
         size = os.fstat(f.fileno()).st_size
         most = max(2**28, 50*size)
         try: data = gzip.GzipFile(fileobj=f).read(most + 1)
-        except (OSError, EOFError, gzip.zlib.error): raise RequestError('cut off or damaged') from None
+        except (OSError, EOFError, gzip.zlib.error):
+            raise RequestError('cut off or damaged') from None
         _check_growth(len(data), size, RequestError)
         return data
 
