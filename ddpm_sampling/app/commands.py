@@ -416,8 +416,8 @@ _PLAIN = {'…': '...', '×': 'x', '−': '-', '–': '-', '±': '+-', '→': '-
 
 def _plain_letters(e):
     "For letters that an output does not know: others, or their numbers"
-    some = e.object[e.start:e.end]
-    return ''.join(_PLAIN.get(c, c.encode('ascii', 'backslashreplace').decode()) for c in some), e.end
+    spelt = lambda c: c.encode('ascii', 'backslashreplace').decode()
+    return ''.join(_PLAIN.get(c, spelt(c)) for c in e.object[e.start:e.end]), e.end
 
 codecs.register_error('ddpm_sampling', _plain_letters)
 

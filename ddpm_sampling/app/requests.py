@@ -309,7 +309,8 @@ def _schedule(said, T=None):
     try: key, values = _table(path)
     except OSError as e: raise _mistake(f'{said}: {e.strerror or "cannot be read"}') from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, RequestError) and not path.is_file(): raise _mistake(f'{said}: {e}') from None
+        if isinstance(e, RequestError) and not path.is_file():
+            raise _mistake(f'{said}: {e}') from None
         raise _mistake(f'{said} is no file of numbers: write the T values of beta, or of abar, '
                        'with numpy.save, as a JSON list, or one to a line') from None
     if values.ndim != 1:
@@ -453,7 +454,7 @@ def _checksum(path):
             while some := f.read(2**22): crc = zlib.crc32(some, crc)
     return f'{crc:08x}'
 
-_PARTS = '.json', '.safetensors', '.bin', '.pkl'          # of a folder, what a checkpoint is read from
+_PARTS = '.json', '.safetensors', '.bin', '.pkl'       # what a checkpoint in a folder consists of
 
 def _filled(path, ck):
     "A path in which {E} is the checkpoint's epoch"

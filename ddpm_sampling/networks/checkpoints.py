@@ -124,7 +124,7 @@ def plans(self:Checkpoint)->dict: # {number of steps: levels}; empty: it is no s
 def __repr__(self:Checkpoint):
     rows = [(k, '–' if v is None else v) for k,v in self.info().items() if k!='notes']
     rows += [('note', n) for n in self.notes]
-    lines = (printable(f'{k:11}{v}') for k,v in rows)              # a file's own words are among them
+    lines = (printable(f'{k:11}{v}') for k,v in rows)      # some of it are a file's own words
     return '\n'.join(fill(line, 85, subsequent_indent=' '*11) for line in lines)
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #2deb7392

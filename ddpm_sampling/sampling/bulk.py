@@ -40,8 +40,8 @@ def _there(folder):
     try: there = read_json(file)
     except RequestError: there = None
     whole = isinstance(there, dict) and {'weights', 'batch_size', 'threads'} <= there.keys()
-    if whole and all(type(there[k]) is int and 0 < there[k] < 2**20 for k in ('batch_size', 'threads')):
-        return there
+    counts = [there[k] for k in ('batch_size', 'threads')] if whole else []
+    if whole and all(type(v) is int and 0 < v < 2**20 for v in counts): return there
     raise RequestError(f'{file} is damaged: give a new folder')
 
 def _agreed(folder, request, chosen):
