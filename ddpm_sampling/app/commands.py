@@ -231,8 +231,11 @@ def _reference(a, shape, dataset=None):
         if shape == (3, 32, 32): do += ', or --reference cifar10'
         raise _mistake(f'the {kind} features read images of {_READ[kind]}, these are '
                        f'{_times(shape)}: {do}') from e
+    ref = statistics_of(a.reference) if own else None
+    if a.holdout and (ref or not own):
+        raise _mistake('--holdout goes with --reference PATH, a path to real images')
     if not own: return reference_for(kind, a.reference == 'mirrored'), extractor
-    if (ref := statistics_of(a.reference)) is not None: return ref, extractor
+    if ref is not None: return ref, extractor
     bar = not a.quiet and sys.stderr.isatty()
     return reference_of(a.reference, extractor, a.holdout, progress=bar), extractor
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 from ..basics.arrays import from_jpeg, shipped_images
 from ..basics.errors import RequestError, short, whole_number
-from ..basics.opening import asked_path, enough_memory, named, opened, read_arrays, read_bytes, read_gzip, read_picture
+from ..basics.opening import (
+    asked_path, enough_memory, named, opened, read_arrays, read_bytes, read_gzip, read_picture)
 
 # %% ../../nbs/5_quality/00_datasets.ipynb #f043e803
 def enlarge(
