@@ -126,7 +126,8 @@ def _flat(path):
     from ddpm_sampling.basics.opening import read_yaml
     wrong = lambda text: _mistake(f'{path.name}{text}')
     try: tree = read_yaml(path) or {}
-    except RequestError as e: raise wrong(f' {e}') from None
+    except RequestError as e:
+        raise wrong(f'{" " if str(e).startswith("is ") else ": "}{e}') from None
     if not isinstance(tree, dict):
         raise wrong(f': sections such as `sample:` are needed, not a {type(tree).__name__}')
     flat, sections = {}, {k.split('.')[0] for k in KEYS if '.' in k}
