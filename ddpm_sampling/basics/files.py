@@ -93,7 +93,9 @@ def _remove_orphans(folder):
     "Remove parts that nobody is writing"
     _clean.add(folder)
     if not fcntl: return
-    for entry in os.scandir(folder):
+    try: there = list(os.scandir(folder))
+    except OSError: return                               # one may write there, but not look
+    for entry in there:
         ours = _part_name.fullmatch(entry.name)
         if not ours or not entry.is_file(follow_symlinks=False): continue
         with contextlib.suppress(OSError):
