@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redi
 from functools import partial
 from inspect import signature
 from ..basics.errors import printable
+from ..basics.files import ENDS
 from ..basics.opening import asked_path, free_memory
 from .configurations import _mistake, read_config
 from .benching import bench_options, benched
@@ -434,8 +435,7 @@ def _to_nowhere(stream):
 def _ended_by_signals():
     "SIGTERM and SIGHUP end the program as Ctrl-C does, unless somebody has said otherwise"
     def end(number, _): raise KeyboardInterrupt(signal.Signals(number))
-    wanted = [getattr(signal, k) for k in ('SIGTERM', 'SIGHUP') if hasattr(signal, k)]
-    usual = [s for s in wanted if signal.getsignal(s) == signal.SIG_DFL]
+    usual = [s for s in ENDS if signal.getsignal(s) == signal.SIG_DFL]
     try: before = {s: signal.signal(s, end) for s in usual}
     except ValueError: before = {}                           # not the main thread
     try: yield
