@@ -63,13 +63,22 @@ SECTIONS = {
     '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground', '8_studies': 'Studies',
     '9_basics': 'The ground floor'}
 
+BEFORE = ['get_started.ipynb', 'how_do_i.ipynb', 'gallery.ipynb']
+AFTER = ['api.ipynb', 'glossary.ipynb', 'references.ipynb', 'changelog.qmd', 'licence.qmd']
+
 def order(*args):
     "Faults of the reading guide and the sidebar: both must have every notebook, in the order of folders and numbers"
     there = sorted(str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb'))
-    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb', '      - how_do_i.ipynb']
-    for folder, title in SECTIONS.items():
-        lines += [f'      - section: {title}', '        contents:']
-        lines += [f'          - {f}' for f in there if f.startswith(f'{folder}/')]
+    title = lambda f: next(m[1] for c in json.loads(Path(f'nbs/{f}').read_text(encoding='utf-8'))['cells'] if (m := re.match(r'# ([^:\n]+)', text(c['source']))))
+    page = lambda f, words, by: [f'{by}- text: "{words}"', f'{by}  href: {f}']
+    lines = ['website:', '  sidebar:', '    contents:', *page('index.ipynb', 'ddpm_sampling', ' '*6)]
+    for f in BEFORE: lines += page(f, title(f), ' '*6)
+    for folder, name in SECTIONS.items():
+        lines += [f'      - section: "{name}"', '        contents:']
+        for f in there:
+            if f.startswith(f'{folder}/'): lines += page(f, f'{Path(f).stem[:2]} {title(f)}' if Path(f).stem[0].isdigit() else title(f), ' '*10)
+    lines += ['      - section: "To look up"', '        contents:']
+    for f in AFTER: lines += page(f, title(f) if f.endswith('.ipynb') else Path(f).stem.capitalize(), ' '*10)
     want, file = '\n'.join(lines) + '\n', Path('nbs/sidebar.yml')
     if '--write' in args: file.write_text(want, encoding='utf-8')
     if not file.exists() or file.read_text(encoding='utf-8') != want:

@@ -23,9 +23,11 @@ def directives(src):
     found = re.findall(r'^[ \t]*#[ \t]*\|[ \t]*(\w[\w-]*)[ \t:]*(.*)$', src, re.M)
     return dict(found), re.sub(r'^[ \t]*#[ \t]*\|.*\n?', '', src, flags=re.M).strip('\n')
 
+OUTSIDE = {'changelog.qmd': '../CHANGELOG.md', 'licence.qmd': '../LICENSE'}     # pages that show a file of the root
+
 def relink(md):
     "Relative links of the notebook, seen from the root"
-    def f(m): return m[1] + posixpath.normpath(posixpath.join(posixpath.dirname(NOTEBOOK), m[2])) + m[3]
+    def f(m): return m[1] + posixpath.normpath(posixpath.join(posixpath.dirname(NOTEBOOK), OUTSIDE.get(m[2], m[2]))) + m[3]
     return re.sub(r'(\]\()(?![a-z]+:|[#/])([^)\s]+)(\))', f, md)
 
 def output(o, name, alt, pictures):

@@ -15,7 +15,7 @@ from ..basics.recipes import Recipe
 COUNT, SEED, STEPS, SCHEDULE = range(1, 2**31), range(2**64), 'steps', 'schedule'
 KEYS = {
     'seed': SEED, 'device': str, 'data.dataset': str, 'data.root': str, 'log.out_dir': str,
-    'diffusion.T': COUNT, 'diffusion.schedule': SCHEDULE,
+    'diffusion.T': range(1, 10**6 + 1), 'diffusion.schedule': SCHEDULE,
     'diffusion.predicts': ('eps', 'x0', 'v'),
     'diffusion.posterior_var': ('posterior', 'beta', 'learned', 'analytic'),
     'model.in_ch': COUNT, 'model.base_ch': COUNT, 'model.ch_mult': [COUNT],

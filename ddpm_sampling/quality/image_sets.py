@@ -81,7 +81,7 @@ def statistics_of(
     with named(path):
         try: found = read_arrays(path, lambda there: both if {*both} <= {*there} else [])
         except RequestError: return None                 # read_images says what is wrong with it
-        if not found: return None
+        if not {*both} <= {*found}: return None
         mu, sigma = (np.squeeze(found[k]) for k in both)
         moments = Moments(np.inf, np.atleast_1d(mu), np.atleast_2d(sigma))
     key = hashlib.sha256(moments.mean.tobytes() + moments.cov.tobytes()).hexdigest()

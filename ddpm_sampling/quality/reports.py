@@ -36,7 +36,7 @@ def clearly(
     "Which of two rows is better, by the difference of their Fréchet distances"
     kept = lambda r: read_arrays(features_file(path, r['run']))[''].astype(np.float64)
     try: d = fid_difference(kept(a), kept(b), ref.moments)
-    except (OSError, RequestError): return None            # features are gone, or too few images
+    except (OSError, RequestError, KeyError, ValueError): return None  # features are gone, or few
     return True if d.high < 0 else False if d.low > 0 else None
 
 # %% ../../nbs/5_quality/11_reports.ipynb #3f9da380

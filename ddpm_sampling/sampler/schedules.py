@@ -65,6 +65,7 @@ def _checked_T(T):
     "`T` as an int, or a `RequestError`"
     if isinstance(T, bool) or int(T) != T or T < 1:
         raise RequestError(f'T must be a whole number of at least 1, not {T}')
+    if T > 10**6: raise RequestError(f'T is at most a million levels, not {T}')
     return int(T)
 
 # %% ../../nbs/1_sampler/01_schedules.ipynb #f8713713
