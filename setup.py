@@ -23,6 +23,6 @@ setup(
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=find_packages(include=['ddpm_sampling', 'ddpm_sampling.*']), include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
-    install_requires=cfg['requirements'].split(), extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'lpips', 'browser')},
+    install_requires=cfg['requirements'].split(), extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'lpips', 'browser', 'site')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['ddpm_sampling=ddpm_sampling._modidx:d']},
 )
