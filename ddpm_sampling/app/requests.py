@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from ..basics.opening import asked_path, opened
 from .configurations import (
-    COUNT, FAMILIES, SCHEDULE, SEED, TABLES, _as, _assets, _mistake, _wanted)
+    COUNT, LEVELS, FAMILIES, SCHEDULE, SEED, TABLES, _as, _assets, _mistake, _wanted)
 
 # %% ../../nbs/7_app/01_requests.ipynb #2ebebfaa
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +43,7 @@ def _file_options(p):
     a('--schedule', type=_schedule_name, metavar='S',
       help='the noise schedule, where the file does not record it: ' + ', '.join(FAMILIES) +
            ', each also with ,zero_snr, or a file of T values of beta or abar')
-    a('--T', type=_whole(range(1, 10**6 + 1)), metavar='N',
+    a('--T', type=_whole(LEVELS), metavar='N',
       help='how many levels that schedule has (default: 1000)')
     a('--predicts', choices=('eps', 'x0', 'v'),
       help='what the network predicts, where the file does not record it (default: eps)')
