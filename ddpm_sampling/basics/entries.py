@@ -6,14 +6,15 @@
 __all__ = ['as_markdown', 'type_words', 'in_library', 'arguments_of', 'own_words', 'entry_of', 'Entry', 'constants_of',
            'constant_entry', 'Constants']
 
-# %% ../../nbs/9_basics/09_entries.ipynb #cc429acb
+# %% ../../nbs/9_basics/09_entries.ipynb #47f9f358
 import ast, inspect, re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable
 from fastcore.docments import docments
+from .opening import read_json
 
-# %% ../../nbs/9_basics/09_entries.ipynb #c55bde63
+# %% ../../nbs/9_basics/09_entries.ipynb #03c3e0e4
 def as_markdown(
     text:str, # a comment: one line, perhaps with names in back-ticks
 )->str: # Markdown that shows the same
@@ -22,7 +23,7 @@ def as_markdown(
     parts[::2] = [re.sub(r'([\\*_\[\]<>$~^|#@])', r'\\\1', p) for p in parts[::2]]
     return ''.join(parts)
 
-# %% ../../nbs/9_basics/09_entries.ipynb #736a7af3
+# %% ../../nbs/9_basics/09_entries.ipynb #ff2199bc
 def type_words(
     annotation:Any, # of a parameter, as Python keeps it
 )->str: # such as: `int`, `list` or `None`; '' where nothing was said
@@ -42,7 +43,7 @@ def _apart(text):
         else: parts[-1] += c
     return parts
 
-# %% ../../nbs/9_basics/09_entries.ipynb #0adcfb43
+# %% ../../nbs/9_basics/09_entries.ipynb #12b51004
 def in_library(
     sym:Callable, # function or class, of a notebook or of the library
 )->Callable: # the same of the library, if it is there
@@ -86,7 +87,7 @@ def arguments_of(
     return [r for r in found if r[0] != 'return'] + [('returns', *r[1:]) for r in found
             if r[0] == 'return' and not inspect.isclass(sym) and (r[1] or r[3])]
 
-# %% ../../nbs/9_basics/09_entries.ipynb #ce907ea8
+# %% ../../nbs/9_basics/09_entries.ipynb #52ee6a8a
 def _short(default):
     "A default as it would be typed; a long one is left out"
     name = getattr(default, '__name__', None)
@@ -110,7 +111,7 @@ def _call(name, found):
     text, lines = [say(k, d) for k, _, d, _ in found if k != 'returns'], [f'{name}(']
     for k, word in enumerate(text):
         word += ', ' if k < len(text) - 1 else ''
-        if len(lines[-1] + word) > 80: lines.append(' '*(len(name) + 1) if len(name) < 30 else '    ')
+        if len(lines[-1] + word) > 80: lines.append(' '*(len(name) + 1 if len(name) < 30 else 4))
         lines[-1] += word
     return '\n'.join(line.rstrip() for line in [*lines[:-1], lines[-1] + ')'])
 
@@ -135,7 +136,8 @@ def entry_of(
     link = f'[source]({source}){{.source-of}}\n\n' if source else ''
     call = f'```python\n{_call(name, found)}\n```\n\n' if callable(sym) else ''
     text = '\n\n'.join(as_markdown(p) for p in said.split('\n\n'))
-    return f'---\n\n{link}{"#"*level} {as_markdown(name)}\n\n{call}{text}\n\n' + (_table(found) if found else '')
+    head = f'---\n\n{link}{"#"*level} {as_markdown(name)}\n\n'
+    return f'{head}{call}{text}\n\n' + (_table(found) if found else '')
 
 class Entry:
     "The renderer that nbdev asks for each symbol"
@@ -156,7 +158,7 @@ class Entry:
 
     def __repr__(self): return self.name
 
-# %% ../../nbs/9_basics/09_entries.ipynb #7b9fe0ae
+# %% ../../nbs/9_basics/09_entries.ipynb #263b3e5d
 def constants_of(
     source:str, # of a cell or a module
 )->dict: # {name: comment}, the public names in capitals that it defines
@@ -186,16 +188,16 @@ def constant_entry(
     what = f'a dictionary: {keys}' if keys and len(keys) < 400 else told
     return f'---\n\n{"#"*level} {name}\n\n{as_markdown(comment)}\n\n{what}\n'
 
-# %% ../../nbs/9_basics/09_entries.ipynb #61567173
+# %% ../../nbs/9_basics/09_entries.ipynb #d7adb760
 def _defined(path):
-    "(number of the cell, id of the cell, {constant: comment}, shown?) of a notebook"
-    import json
-    cells = json.loads(Path(path).read_bytes())['cells']
-    home = next((m[1] for c in cells if (m := re.search(r'#\|\s*default_exp\s+(\S+)', ''.join(c['source'])))), '')
-    for k, c in enumerate(cells):
-        text = ''.join(c['source'])
-        if c['cell_type'] == 'code' and re.match(r'#\|\s*exports?\b', text) and (found := constants_of(text)):
-            yield k, [c['id'] for c in cells], found, home
+    "(ids of the cells before, {constant: comment}, module) for each cell that exports some"
+    cells = read_json(path)['cells']
+    texts = [''.join(c['source']) for c in cells]
+    homes = (re.search(r'#\|\s*default_exp\s+(\S+)', t) for t in texts)
+    home = next((m[1] for m in homes if m), '')
+    for k, (c, text) in enumerate(zip(cells, texts)):
+        if c['cell_type'] != 'code' or not re.match(r'#\|\s*exports?\b', text): continue
+        if found := constants_of(text): yield {c['id'] for c in cells[:k]}, found, home
 
 class Constants:
     "The step of nbdev's that adds an entry for each constant that a notebook exports"
@@ -206,9 +208,9 @@ class Constants:
 
     def begin(self):
         from execnb.nbio import mk_cell
-        for k, ids, found, home in reversed([*_defined(self.nb.path_)]):
-            module, before = import_module(f'ddpm_sampling.{home}'), set(ids[:k])
-            at = max((j for j, c in enumerate(self.nb.cells) if c.get('id') in before), default=0) + 1
+        for before, found, home in reversed([*_defined(self.nb.path_)]):
+            module, cells = import_module(f'ddpm_sampling.{home}'), enumerate(self.nb.cells)
+            at = max((j for j, c in cells if c.get('id') in before), default=0) + 1
             for name, comment in reversed(found.items()):
                 text = constant_entry(name, getattr(module, name), comment)
                 self.nb.cells.insert(at, mk_cell(text, 'markdown'))
