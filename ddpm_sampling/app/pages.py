@@ -36,11 +36,11 @@ def shown(
 _GROUND = ('background:#1b2028;color:#d7dae0;border-radius:6px;padding:.7em 1em;margin:.4em 0;'
            'font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;'
            'white-space:pre-wrap;overflow-wrap:anywhere;border:0')
-_COLOURS = {r'^\$ .*': '#8fd694;font-weight:bold', r'^ddpm: error:': '#ff8f80',
+_COLOURS = {r'^(\$|(&gt;){3}) .*': '#8fd694;font-weight:bold', r'^ddpm: error:': '#ff8f80',
             r'^ddpm: warning:': '#f2c55c', r'^[\w.]*(Error|Interrupt)\b': '#ff8f80'}
 
 def terminal(
-    text:str, # what a screen shows; a line that begins with a dollar sign was typed
+    text:str, # what a screen shows; lines that begin with $ or >>> were typed
 )->str: # HTML that stands for itself
     "A text as a terminal shows it"
     text = html.escape(text, quote=False)
