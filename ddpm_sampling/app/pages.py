@@ -26,8 +26,8 @@ def shown(
         got = main(shlex.split(line))
     text = screen.getvalue().rstrip()
     if got != code: raise RequestError(f'ddpm {line}: exit code {got}, not {code}: {text[-300:]}')
-    for path in {str(folder), str(Path(folder).resolve())} - {'.'}:
-        text = text.replace(f'{path}/', '')
+    text = text.replace(f'{Path(folder).resolve()}/', '').replace(f'{folder}/', '')
+    text = text.replace(str(Path.home()), '~')
     text = re.sub(r'\d+\.\d+ (s|images/s)\b', r'… \1', text)           # times, then checksums
     text = re.sub(r'([-_])[0-9a-f]{8}(?=[_./ ]|$)', r'\1…', text, flags=re.M)
     return f'$ ddpm {line}'.rstrip() + f'\n{text}'*bool(text)
@@ -51,16 +51,21 @@ def terminal(
 # %% ../../nbs/7_app/09_pages.ipynb #0d577a8d
 def tree(
     folder:str|Path, # whose files are listed
+    most:int=4,      # of more files in one folder the first, the second and the last are shown
 )->str: # a line for each folder and file
     "The files below a folder, as a tree; checksums in names become an ellipsis"
     def lines(p, before):
-        there = sorted(p.iterdir(), key=lambda q: (q.is_dir(), q.name))
-        for q in there:
-            last = q is there[-1]
-            name = re.sub(r'([-_])[0-9a-f]{8}(?=[_.]|$)', r'\1…', q.name)
-            yield f'{before}{"└─" if last else "├─"} {name}' + '/'*q.is_dir()
-            if q.is_dir(): yield from lines(q, before + ('   ' if last else '│  '))
+        files = [q.name for q in sorted(p.iterdir()) if not q.is_dir()]
+        if len(files) > most: files[2:-1] = [f'({len(files) - 3} more)']
+        folders = [q for q in sorted(p.iterdir()) if q.is_dir()]
+        for k, q in enumerate([*files, *folders], 1):
+            last, inner = k == len(files) + len(folders), isinstance(q, Path)
+            name = re.sub(_CHECKSUM, r'\1…', q.name if inner else q)
+            yield f'{before}{"└─" if last else "├─"} {name}' + '/'*inner
+            if inner: yield from lines(q, before + ('   ' if last else '│  '))
     return '\n'.join(lines(Path(folder), ''))
+
+_CHECKSUM = r'(^|[-_])([0-9a-f]{8}|[0-9a-f]{10})(?=[_.]|$)'
 
 # %% ../../nbs/7_app/09_pages.ipynb #ce42d053
 def option_table(
