@@ -102,7 +102,7 @@ def widths():
         for c in json.loads(Path(f).read_text(encoding='utf-8'))['cells']:
             if c['cell_type'] != 'code': continue
             n += len(source := text(c['source']).splitlines())
-            yield from (f'{f}: cell {c.get("id")}: {len(l)} characters: {l.strip()[:60]}…' for l in source if len(l) > CODE_WIDTH)
+            yield from (f'{f}: cell {c.get("id")}: {len(l)} characters: {l.strip()[:60]}…' for l in source if len(l) > CODE_WIDTH and not l.startswith('#|'))
             shown = [o.get('text') or o.get('data', {}).get('text/plain', '') for o in c['outputs'] if 'image/png' not in o.get('data', {})]
             yield from (f'{f}: cell {c.get("id")} prints {len(l)} characters: {l[:60]}…' for o in shown for l in text(o).splitlines() if len(l) > OUTPUT_WIDTH)
     print(f'{n} lines of code looked at')

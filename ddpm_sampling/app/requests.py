@@ -160,7 +160,7 @@ _READERS = {str: dict(metavar='NAME'), int: dict(type=_steps, metavar='N'),
             float: dict(type=float, metavar='X'), bool: dict(action=argparse.BooleanOptionalAction)}
 
 # %% ../../nbs/7_app/01_requests.ipynb #b27abecf
-DEFAULTS = dict(
+DEFAULTS = dict(                                        # what is taken where nobody says anything
     config=None, ckpt=None, weights='ema', device='auto', strict=False, quiet=False, how=None,
     schedule=None, T=None, predicts=None, rgba=False, label=None,
     seed=0, num_samples=64, batch_size=None, out='outputs', grid=None,

@@ -17,6 +17,7 @@ from .errors import CheckpointError, RequestError
 from .opening import asked_path, read_bytes, read_json
 
 # %% ../../nbs/9_basics/02_files.ipynb #26c29ca7
+# signals that end a run
 ENDS = [getattr(signal, k) for k in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, k)]
 
 @contextmanager

@@ -13,7 +13,7 @@ from .checkpoints import _number
 
 # %% ../../nbs/2_networks/07_folder_schedulers.ipynb #6a3b75c1
 def _zero_snr(sched):
-    "The same schedule, but with ᾱ_T = 0 (Lin et al. 2024, algorithm 1)"
+    "The same schedule, but with ᾱ_T = 0 (Lin et al. 2023, algorithm 1)"
     a = sched.abar[1:]**.5
     abar = ((a - a[-1])*a[0]/(a[0] - a[-1]))**2
     return Schedule(1 - abar/np.concatenate([[1.], abar[:-1]]), f'{sched.name}, zero SNR')

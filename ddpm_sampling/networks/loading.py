@@ -24,7 +24,7 @@ from .reading import is_state_folder
 from .safe_files import has_record, read_safe
 
 # %% ../../nbs/2_networks/10_loading.ipynb #b151136e
-DATASETS = 'mnist', 'cifar10'
+DATASETS = 'mnist', 'cifar10'                           # of the networks that come along
 
 def bundled_checkpoints(
     dataset:str='mnist', # what they were trained on, one of DATASETS
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
     read: Callable        # read(path, asked, log) -> Checkpoint on the CPU
     eighths: bool = False # must asked image sides be divisible by 8, as for the U-Net?
 
-LOADERS = [
+LOADERS = [                                             # in the order in which they are asked
     Layout('folder of diffusers', is_pipeline, read_folder),
     Layout('file of save_checkpoint', has_record, read_safe),
     Layout('folder of accelerate', is_state_folder, read_day6, eighths=True),

@@ -195,7 +195,7 @@ def _timed(job, progress):
     return x, dict(nfe=nfe, seconds=seconds, images_per_s=job.n/seconds)
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #5caba3b9
-PAIRS, LONG = 32, 100
+PAIRS, LONG = 32, 100                                   # images in a pair; steps of a long run
 
 def long_run(
     job:Job,                # from whose noise, on whose checkpoint
@@ -382,7 +382,7 @@ def first_images(
     return a[1:-1, 1:].unfold(1, w, w + 1).permute(1, 2, 0, 3).float()/127.5 - 1
 
 # %% ../../nbs/5_quality/09_comparisons.ipynb #4c1c26b9
-REAL = 'real images'
+REAL = 'real images'                                    # the name of the row of the floor
 
 def _add_real(rows, path, job, ref, extractor):
     "Put the floor of a job's protocol into the table, where there are real images enough"

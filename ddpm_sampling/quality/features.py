@@ -218,7 +218,7 @@ def cifar10_judge()->nn.Module: # (b,3,32,32) in [-1,1] -> logits (b,10)
     "The second reader of colour images that ships"
     return _shipped('cifar10_judge', colour_judge_net())[0]
 
-FEATURES = dict(mnist=mnist_features, cifar10=cifar10_features)
+FEATURES = dict(mnist=mnist_features, cifar10=cifar10_features) # network of features by data set
 
 def features_for(
     dataset:str|None, # its name, as a checkpoint has it; None: mnist

@@ -31,7 +31,7 @@ class Metric(NamedTuple):
     title: str  # for tables and figures
     better: str # 'lower', 'higher', or '' where neither is: compare with the reference
 
-METRICS = dict(
+METRICS = dict(                                         # title and direction of each measure
     fid=Metric('FID-proxy', 'lower'), fid_inf=Metric('FID-proxy, N → ∞', 'lower'),
     kid=Metric('KID', 'lower'), swd=Metric('sliced Wasserstein', 'lower'),
     precision=Metric('precision', 'higher'), recall=Metric('recall', 'higher'),

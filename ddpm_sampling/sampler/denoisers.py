@@ -14,7 +14,7 @@ from ..basics.errors import RequestError, explains
 from .schedules import Schedule
 
 # %% ../../nbs/1_sampler/03_denoisers.ipynb #1fa47b42
-PREDICTS = 'eps', 'x0', 'v', 'eps_capped'
+PREDICTS = 'eps', 'x0', 'v', 'eps_capped'               # what a network may predict
 CAP = .2                                                # least divisor of eps_capped
 
 def x0_and_eps(

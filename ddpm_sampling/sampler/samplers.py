@@ -18,10 +18,10 @@ from .multistep import dpmpp_step, ipndm_step, unipc_step
 from .stochastic_solvers import adams_step
 
 # %% ../../nbs/1_sampler/15_samplers.ipynb #f17321aa
-SAMPLERS = dict(
+SAMPLERS = dict(                                        # step functions by their names
     ddpm=ddpm_step, ddim=ddim_step, adams=adams_step, ipndm=partial(ipndm_step, order=3),
     dpmpp=dpmpp_step, unipc=unipc_step, heun=heun_step, consistency=consistency_step)
-VARIANCES = 'posterior', 'beta', 'learned', 'analytic'
+VARIANCES = 'posterior', 'beta', 'learned', 'analytic'  # of the ancestral step
 FEW = {adams_step, ipndm_step, dpmpp_step, unipc_step, heun_step}     # made for few steps
 
 # %% ../../nbs/1_sampler/15_samplers.ipynb #b09fa47c

@@ -49,7 +49,7 @@ def _shipped_steps():
     "{weights' key: {sampler: {n as text: levels}}} of the bundled checkpoints"
     return parse_json(shipped('steps.json')[0])
 
-SEARCHABLE = 'ddim', 'ipndm', 'dpmpp', 'unipc'
+SEARCHABLE = 'ddim', 'ipndm', 'dpmpp', 'unipc'          # samplers with spacing searched
 
 def kept_steps(
     key:str, # weights_key of a network
@@ -169,7 +169,7 @@ def _encoded(x):
     return off > 6*math.sqrt(2/x[0].numel())
 
 # %% ../../nbs/3_sampling/00_resolving.ipynb #64d6f4e2
-PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16)
+PRECISIONS = dict(float32=torch.float32, bfloat16=torch.bfloat16) # of weights and activations
 
 def _bound(clip):
     "What the denoiser wants to know of `clip`: a bound or None"

@@ -46,6 +46,7 @@ class PointNet(nn.Module):
     def forward(self, x, i): return x + self.body(torch.cat([x, self.told[i]], 1))
 
 # %% ../../nbs/6_students/01_distilling.ipynb #73441b93
+# settings of training that are usual for students
 USUAL = dict(batch=128, lr=1e-3, warmup=50, cooldown=.5, ema=.998, weight_decay=0., clip_grad=1.,
              bfloat16=False)
 

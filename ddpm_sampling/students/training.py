@@ -100,6 +100,7 @@ def he_fan_out(
         nn.init.zeros_(m.bias)
     return net
 
+# how weights begin, by name
 inits = dict(zero_last=zero_last, default=lambda net: net, he_fan_out=he_fan_out)
 
 # %% ../../nbs/6_students/00_training.ipynb #466ae5d4
