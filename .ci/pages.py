@@ -72,11 +72,11 @@ def front(yaml_text):
 
 # --- and to HTML
 
-STYLE = """:root{color-scheme:light dark}body{margin:0;font:17px/1.5 sans-serif}
+STYLE = """*{box-sizing:border-box}:root{color-scheme:light dark}body{margin:0;font:17px/1.5 sans-serif}
 nav.top{height:58px;background:#2780e3}.grid{display:grid;grid-template-columns:260px minmax(0,960px) 210px;gap:1rem;max-width:1460px;margin:0 auto;padding:0 1rem}
 @media(max-width:991px){.grid{grid-template-columns:minmax(0,1fr)}.side{display:none}}
 main{padding-top:1.5rem}h1{font-size:2rem;margin:.5rem 0}h2{margin-top:2rem;border-bottom:1px solid #8884}pre{overflow-x:auto;line-height:1.45;margin:.4rem 0 1rem}
-.source{background:#8881;padding:.4rem;border-radius:4px}.source pre{margin:0}table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #8884}
+.source{background:#8881;padding:.4rem;border-radius:4px}.source pre{margin:0}p:has(>math[display=block]){overflow-x:auto;overflow-y:hidden}table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #8884}
 """
 
 def address(path, meta):
@@ -114,8 +114,11 @@ def make(proc, dest, only=None):
         out.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
                        f'<title>{html.escape(str(meta.get("title") or meta.get("pagetitle") or at))}</title><style>{STYLE}</style><link rel="stylesheet" href="{up}styles.css">'
                        f'<nav class="top"></nav><div class="grid"><div class="side"></div><main class="content">{title}\n{body}</main><div class="side"></div></div></html>', encoding='utf-8')
-    for f in ('styles.css', 'favicon.png'): shutil.copy(Path(proc)/f, dest) if (Path(proc)/f).exists() else None
-    for folder in ('index_files',): shutil.copytree(Path(proc)/folder, Path(dest)/folder, dirs_exist_ok=True) if (Path(proc)/folder).exists() else None
+    for f in Path(proc).rglob('*'):                           # and what lies beside the pages
+        to = Path(dest)/f.relative_to(proc)
+        if f.is_file() and f.suffix not in ('.ipynb', '.qmd', '.yml') and '_docs' not in f.parts:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, to)
     return pages
 
 # --- what must hold, in words
@@ -133,7 +136,7 @@ class Reader(HTMLParser):
         if tag == 'a' and a.get('href'): self.links.append(a['href'])
         if tag == 'img': self.images.append(a)
         if tag in ('script', 'style'): self.script = True
-        if tag == 'pre': self.kind = a.get('class') or ''; self.code.append((self.kind, ''))
+        if tag == 'pre': self.kind = (a.get('class') or '') + (' wraps' if 'pre-wrap' in (a.get('style') or '') else ''); self.code.append((self.kind, ''))
         if re.fullmatch('h[1-6]', tag): self.heading = tag; self.headings.append((tag, ''))
     def handle_endtag(self, tag):
         if tag == 'pre': self.kind = None
@@ -177,7 +180,7 @@ def code_widths(read, s):
     for at, page in read.items():
         for kind, body in page.code:
             most = PRINTED if 'printed' in kind else CODE
-            yield from (f'{at}: a line of {len(line)} characters: {line[:60]}' for line in body.splitlines() if len(line) > most and 'bibtex' not in kind and '<svg' not in line)
+            yield from (f'{at}: a line of {len(line)} characters: {line[:60]}' for line in body.splitlines() if len(line) > most and 'bibtex' not in kind and 'wraps' not in kind)
 
 HOLLOW = {BROKEN: 'an error on the page', 'NoneType': 'a type that is none', '*args, **kwargs': 'a signature that says nothing', 'Call self as a function': 'an inherited docstring',
           'Initialize self.': 'an inherited docstring', 'Return repr(self)': 'an inherited docstring', 'Built-in mutable sequence': 'an inherited docstring'}
@@ -224,7 +227,7 @@ WORDS = [links, alternatives, code_widths, entries, whole, anchors]
 
 # --- and in a browser
 
-PICTURE = """() => { const seen = [...document.querySelectorAll('main img, main svg, main canvas, main video, main .ddpm-player, main .terminal')].filter(e => e.getBoundingClientRect().height > 20);
+PICTURE = """() => { const seen = [...document.querySelectorAll('main img, main svg, main canvas, main video, main .ddpm-player, main .ddpm-live, main pre[style*="pre-wrap"]')].filter(e => e.getBoundingClientRect().height > 20);
     return seen.length ? Math.round(seen[0].getBoundingClientRect().top + window.scrollY) : -1 }"""
 WIDER = """() => { const wide = document.documentElement.scrollWidth - window.innerWidth; if (wide <= 0) return '';
     const e = [...document.querySelectorAll('main *')].find(e => e.getBoundingClientRect().right > window.innerWidth + 1 && !e.closest('pre, table, math, .display')); return wide + ' pixels, ' + (e ? e.outerHTML.slice(0, 90) : '?') }"""
