@@ -60,12 +60,14 @@ def stored():
 
 SECTIONS = {
     '1_sampler': 'The sampler', '2_networks': 'Networks', '3_sampling': 'Sampling', '4_pictures': 'Pictures',
-    '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground', '8_studies': 'Studies',
+    '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground',
+    'commands': 'Commands', '8_studies': 'Studies',
     '9_basics': 'The ground floor'}
 
 def order(*args):
     "Faults of the reading guide and the sidebar: both must have every notebook, in the order of folders and numbers"
-    there = sorted(str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb'))
+    rank = {folder: i for i, folder in enumerate(SECTIONS)}
+    there = sorted((str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb')), key=lambda f: (rank.get(f.split('/')[0], 99), f))
     lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb', '      - how_do_i.ipynb']
     for folder, title in SECTIONS.items():
         lines += [f'      - section: {title}', '        contents:']
