@@ -7,7 +7,6 @@ __all__ = ['shown', 'terminal', 'tree', 'option_table']
 
 # %% ../../nbs/7_app/09_pages.ipynb #e34c225a
 import html, io, re, shlex
-from argparse import SUPPRESS
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from ..basics.errors import RequestError, nearest
