@@ -60,7 +60,8 @@ def stored():
 
 SECTIONS = {
     '1_sampler': 'The sampler', '2_networks': 'Networks', '3_sampling': 'Sampling', '4_pictures': 'Pictures',
-    '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground', '8_studies': 'Studies',
+    '5_quality': 'Quality', '6_students': 'Students', '7_app': 'Command line and playground',
+    'commands': 'Commands', '8_studies': 'Studies',
     '9_basics': 'The ground floor'}
 
 BEFORE = ['get_started.ipynb', 'how_do_i.ipynb', 'gallery.ipynb']
@@ -68,7 +69,8 @@ AFTER = ['api.ipynb', 'glossary.ipynb', 'references.ipynb', 'changelog.qmd', 'li
 
 def order(*args):
     "Faults of the reading guide and the sidebar: both must have every notebook, in the order of folders and numbers"
-    there = sorted(str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb'))
+    rank = {folder: i for i, folder in enumerate(SECTIONS)}
+    there = sorted((str(Path(f).relative_to('nbs')) for f in tracked('nbs/*/*.ipynb')), key=lambda f: (rank.get(f.split('/')[0], 99), f))
     title = lambda f: next(m[1] for c in json.loads(Path(f'nbs/{f}').read_text(encoding='utf-8'))['cells'] if (m := re.match(r'# ([^:\n]+)', text(c['source']))))
     page = lambda f, words, by: [f'{by}- text: "{words}"', f'{by}  href: {f}']
     lines = ['website:', '  sidebar:', '    contents:', *page('index.ipynb', 'ddpm_sampling', ' '*6)]

@@ -7,14 +7,19 @@ __all__ = ['images_options', 'bulk_sampled', 'sets_options', 'sets_measured']
 
 # %% ../../nbs/7_app/07_bulk.ipynb #85af81b5
 import os
+from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from ..basics.opening import asked_path
 from .configurations import COUNT, SEED, _mistake
 from .requests import (
     _crc, _load, _name, _one_checkpoint, _recipe, _times, _whole)
 
 # %% ../../nbs/7_app/07_bulk.ipynb #bc186adc
-def images_options(p):
+def images_options(
+    p:ArgumentParser, # of the command
+)->None: # the options are added to it
     "What only `sample.images` takes"
     _one_checkpoint(p)
     a = p.add_argument
@@ -26,11 +31,11 @@ def images_options(p):
       help='numbered files (default), or one file NPZ with an array arr_0, as evaluators read it')
 
 def bulk_sampled(
-    a,     # the settled arguments
-    cfg,   # the configuration
-    tell,  # tell({word: text}), what goes to the screen
-    wrote, # wrote(*paths)
-    words, # words(ck, run, which): the request as {word: text}
+    a:SimpleNamespace, # the settled arguments
+    cfg:dict,          # the configuration
+    tell:Callable,     # tell({word: text}), what goes to the screen
+    wrote:Callable,    # wrote(*paths)
+    words:Callable,    # words(ck, run, which): the request as {word: text}
 )->int: # the exit code
     "`ddpm sample.images`: fill a folder"
     from ddpm_sampling.sampling.bulk import sample_images
@@ -58,7 +63,9 @@ def bulk_sampled(
     return 0
 
 # %% ../../nbs/7_app/07_bulk.ipynb #c499687d
-def sets_options(p):
+def sets_options(
+    p:ArgumentParser, # of the command
+)->None: # the options are added to it
     "What only `eval.images` takes"
     a = p.add_argument
     a('sets', nargs='+', metavar='IMAGES',
@@ -79,12 +86,12 @@ def sets_options(p):
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
 def sets_measured(
-    a,     # the settled arguments
-    cfg,   # the configuration
-    tell,  # tell({word: text} or pairs), what goes to the screen
-    wrote, # wrote(*paths)
-    reference, # reference(a, shape): what to measure against, and the features
-    warn,  # warn(line)
+    a:SimpleNamespace,  # the settled arguments
+    cfg:dict,           # the configuration
+    tell:Callable,      # tell({word: text} or pairs), what goes to the screen
+    wrote:Callable,     # wrote(*paths)
+    reference:Callable, # reference(a, shape): what to measure against, and the features
+    warn:Callable,      # warn(line)
 )->int: # the exit code
     "`ddpm eval.images`: measure images that are there"
     from ddpm_sampling.basics.files import writable

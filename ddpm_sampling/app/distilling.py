@@ -6,12 +6,17 @@
 __all__ = ['distill_options', 'distilled']
 
 # %% ../../nbs/7_app/06_distilling.ipynb #265f2ad2
+from argparse import ArgumentParser
+from collections.abc import Callable
+from types import SimpleNamespace
 from ..basics.opening import asked_path
 from .configurations import COUNT, SEED
 from .requests import _checksum, _load, _whole
 
 # %% ../../nbs/7_app/06_distilling.ipynb #d6fe6e92
-def distill_options(p):
+def distill_options(
+    p:ArgumentParser, # of the command
+)->None: # the options are added to it
     "What only `distill` takes"
     a = p.add_argument
     a('--ckpt', metavar='FILE',
@@ -30,10 +35,10 @@ def distill_options(p):
 
 # %% ../../nbs/7_app/06_distilling.ipynb #19ce47d8
 def distilled(
-    a,     # the settled arguments
-    cfg,   # the configuration
-    tell,  # tell({word: text}), what goes to the screen
-    wrote, # wrote(*paths)
+    a:SimpleNamespace, # the settled arguments
+    cfg:dict,          # the configuration
+    tell:Callable,     # tell({word: text}), what goes to the screen
+    wrote:Callable,    # wrote(*paths)
 )->int: # the exit code
     "`ddpm distill`: teach, keep, compare"
     from ddpm_sampling.basics.files import whole_file

@@ -234,9 +234,9 @@ class _Shown:
 class Playground(_Shown):
     "Sample, scrub through time, compare two settings on the same noise"
     def __init__(self,
-        checkpoints=None, # a Checkpoint, its path, or {name: either}; None: the bundled epochs
-        n:int=8,          # how many images
-        still:str='',     # HTML for pages without a kernel, from player
+        checkpoints:Checkpoint|str|Path|dict=None, # one, its path, {name: either}; None: ours
+        n:int=8,      # how many images
+        still:str='', # HTML for pages without a kernel, from player
     ):
         self.checkpoints = _named(checkpoints)
         self.n, self.still, self.runs, self.thread, self.busy = n, still, [], None, False

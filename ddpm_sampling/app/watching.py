@@ -134,7 +134,10 @@ class Cloud:
         self.schedule, self._errs = Schedule.linear(), {}
         self.truth = self.mixture.draw(n, seed=10_000 + seed)
 
-    def noise(self, t, visit=0):
+    def noise(self,
+        t:int,       # level, 0…T
+        visit:int=0, # how often the level has been visited before
+    )->Tensor: # (n,2) float64
         "Noise that depends on (seed, t, visit) alone, whatever the steps"
         return keyed_noise(self.seed, [0], (self.n, 2), t, visit)[0].double()
 

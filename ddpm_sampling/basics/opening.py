@@ -266,7 +266,7 @@ def read_picture(
 
 # %% ../../nbs/9_basics/01_opening.ipynb #54612fb2
 def read_weights(
-    source:str|Path|bytes, # of a file that `torch.save` wrote, or its bytes
+    source:str|Path|bytes, # of a file that torch.save wrote, or its bytes
     device:str='cpu',      # where the tensors shall be
     error:type=CheckpointError, # what to raise
 )->object: # tensors and plain values; pickle.UnpicklingError: it asks for more

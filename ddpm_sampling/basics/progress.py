@@ -10,7 +10,7 @@ def progress_bar(
     progress:bool, # True: show it; False: do not; None: only if standard error is a terminal
     total:int,     # units of work to come
     unit:str,      # what they are called
-    **look,        # further arguments of tqdm
+    **look:object, # further arguments of tqdm
 )->object: # a bar of tqdm
     "A bar that counts work"
     from tqdm import tqdm

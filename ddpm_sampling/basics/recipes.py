@@ -113,7 +113,7 @@ def filled(self:Recipe,
 @patch(cls_method=True)
 def of(cls:Recipe,
     how:Recipe=None, # what the settings complete or overrule
-    **settings,      # fields of a recipe
+    **settings:object, # fields of a recipe
 )->Recipe: # what both say together
     "A recipe, or settings, or both; the settings win"
     known = [f.name for f in fields(cls)]
