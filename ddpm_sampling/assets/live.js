@@ -18,7 +18,7 @@ function readCheckpoint(bytes) {
   delete header.__metadata__;
   const halves = new Uint16Array(bytes.slice(8 + length).buffer), weights = {};
   for (const [name, {shape, data_offsets: [from, to]}] of Object.entries(header)) {
-    const data = Float32Array.from(halves.subarray(from/2, to/2), bits => HALVES[bits]);
+    const data = new Float32Array(halves.subarray(from/2, to/2)).map(bits => HALVES[bits]);
     weights[name] = {shape, data};
   }
   return {weights, record, abar: signalLeft(record.schedule.betas)};
@@ -32,7 +32,7 @@ function signalLeft(betas) {                             // ᾱ_0 = 1, ᾱ_t = �
 
 // # Planes
 // What flows through the network: c planes of h × w numbers, one plane after the other.
-const planes = (c, h, w) => ({c, h, w, data: new Float32Array(c*h*w)});
+const planes = (c, h, w, data = new Float32Array(c*h*w)) => ({c, h, w, data});
 
 function framed(x, p) {                                  // a frame of p zeros around each plane
   const out = planes(x.c, x.h + 2*p, x.w + 2*p);
@@ -46,7 +46,7 @@ function framed(x, p) {                                  // a frame of p zeros a
 // # Convolution
 // Each number of the answer is a filter, laid over the place: the sum of all products. Four
 // filters and two neighbours at a time, since what was read once then serves eight sums.
-function packed({shape: [outs, c, k], data}) {           // filters by fours, so they are read in order
+function packed({shape: [outs, c, k], data}) {           // filters by fours, in the order of use
   const w = new Float32Array(4*Math.ceil(outs/4)*c*k*k), size = c*k*k;
   for (let o = 0; o < outs; o++)
     for (let j = 0; j < size; j++) w[((o >> 2)*size + j)*4 + o%4] = data[o*size + j];
@@ -54,8 +54,8 @@ function packed({shape: [outs, c, k], data}) {           // filters by fours, so
 }
 
 function convolve(x, w, bias, k) {                       // k × k filters, as many as biases
-  const outs = bias.length, n = x.h*x.w, out = planes(4*Math.ceil(outs/4), x.h, x.w);
-  const {data: v, h, w: width} = framed(x, k >> 1), sum = out.data;
+  const outs = bias.length, n = x.h*x.w, sum = new Float32Array(4*Math.ceil(outs/4)*n);
+  const {data: v, h, w: width} = framed(x, k >> 1);
   for (let o = 0; o < outs; o += 4)
     for (let y = 0; y < x.h; y++)
       for (let u = 0; u < x.w; u += 2) {
@@ -75,7 +75,7 @@ function convolve(x, w, bias, k) {                       // k × k filters, as m
         sum[at + 1] = b0; sum[at + n + 1] = b1; sum[at + 2*n + 1] = b2; sum[at + 3*n + 1] = b3;
       }
   for (let o = 0; o < outs; o++) for (let i = o*n; i < o*n + n; i++) sum[i] += bias[o];
-  return {...out, c: outs, data: sum.subarray(0, outs*n)};
+  return planes(outs, x.h, x.w, sum.subarray(0, outs*n));
 }
 
 // # Normalisation
@@ -83,17 +83,16 @@ function convolve(x, w, bias, k) {                       // k × k filters, as m
 // shifted plane by plane; and SiLU, v·sigmoid(v), in the same pass.
 const silu = v => v/(1 + Math.exp(-v));
 
-function normalise(x, scale, shift, groups = 8) {
-  const out = planes(x.c, x.h, x.w), n = x.h*x.w, size = x.data.length/groups;
+function normalise({c, h, w, data: v}, scale, shift, groups = 8) {
+  const out = planes(c, h, w), n = h*w, each = c/groups, size = each*n, to = out.data;
   for (let g = 0; g < groups; g++) {
-    const from = g*size, to = from + size;
     let mean = 0, square = 0;
-    for (let i = from; i < to; i++) mean += x.data[i]/size;
-    for (let i = from; i < to; i++) square += (x.data[i] - mean)**2/size;
-    const deviation = Math.sqrt(square + 1e-5);
-    for (let i = from; i < to; i++) {
-      const c = Math.floor(i/n);
-      out.data[i] = silu((x.data[i] - mean)/deviation*scale[c] + shift[c]);
+    for (let i = g*size; i < (g + 1)*size; i++) mean += v[i]/size;
+    for (let i = g*size; i < (g + 1)*size; i++) square += (v[i] - mean)*(v[i] - mean);
+    const deviation = Math.sqrt(square/size + 1e-5);
+    for (let p = g*each; p < (g + 1)*each; p++) {
+      const a = scale[p]/deviation, b = shift[p] - mean*a;
+      for (let i = p*n; i < (p + 1)*n; i++) to[i] = silu(a*v[i] + b);
     }
   }
   return out;
@@ -112,10 +111,8 @@ function halved(x) {                                     // each 2 × 2 square b
 
 function doubled(x) {                                    // each number becomes a 2 × 2 square
   const out = planes(x.c, 2*x.h, 2*x.w);
-  for (let i = 0; i < out.data.length; i++) {
-    const row = Math.floor(i/out.w), u = i%out.w;
-    out.data[i] = x.data[(row >> 1)*x.w + (u >> 1)];
-  }
+  for (let row = 0, i = 0; row < x.c*out.h; row++)
+    for (let u = 0; u < out.w; u++) out.data[i++] = x.data[(row >> 1)*x.w + (u >> 1)];
   return out;
 }
 
@@ -150,7 +147,8 @@ function linear(x, {data: w}, {data: bias}) {
 // what was there on the way down. From x_t and its index it predicts the noise in x_t.
 function unet({weights, record: {network: {sizes: [, , , dim]}}}) {
   const filters = {};
-  for (const name in weights) if (weights[name].shape.length == 4) filters[name] = packed(weights[name]);
+  for (const [name, w] of Object.entries(weights))
+    if (w.shape.length == 4) filters[name] = packed(w);
 
   const named = (name, layer) => layer(weights[`${name}.weight`], weights[`${name}.bias`]);
   const conv = (name, x) => named(name, (w, b) =>
@@ -222,10 +220,11 @@ function boxMuller(w1, w2) {                             // 32 and 16 bits to tw
 }
 
 function keyedNoise(seed, image, numbers, t = 0) {       // t = 0: the starting noise
-  const blocks = 3*Math.ceil(numbers/32), pairs = 16*blocks/3, words = new BigUint64Array(4*blocks);
+  const blocks = 3*Math.ceil(numbers/32), pairs = 16*blocks/3;
+  const words = new BigUint64Array(4*blocks), z = new Float32Array(2*pairs);
   const first = (BigInt(t) << 128n) + BigInt(image)*BigInt(blocks);
   for (let j = 0; j < blocks; j++) words.set(philox(seed, first + BigInt(j)), 4*j);
-  const w1 = new Int32Array(words.buffer), w2 = new Int16Array(words.buffer), z = new Float32Array(2*pairs);
+  const w1 = new Int32Array(words.buffer), w2 = new Int16Array(words.buffer);
   for (let j = 0; j < pairs; j++) [z[j], z[pairs + j]] = boxMuller(w1[j], w2[2*pairs + j]);
   return z.subarray(0, numbers);
 }
@@ -261,7 +260,7 @@ const X0_OF = {                                          // x̂₀ from x_t and 
 };
 
 const denoiser = (net, {record: {predicts, shape: [c, h, w]}}) => (x, {t, abar_t}) => {
-  const a = Math.sqrt(abar_t), b = Math.sqrt(1 - abar_t), out = net({c, h, w, data: x}, t - 1);
+  const a = Math.sqrt(abar_t), b = Math.sqrt(1 - abar_t), out = net(planes(c, h, w, x), t - 1);
   const x0 = X0_OF[predicts](x, out, a, b).map(v => Math.min(Math.max(v, -1), 1));
   return [x0, blend(1/b, x, -a/b, x0)];
 };
@@ -321,26 +320,29 @@ function* sampleSteps(den, plan, x, step, noise) {
   yield {t: 0, x, x0: x};
 }
 
-// A run of one image: seed and number say which, sampler and steps how.
+// A run of one image: its seed and number say which, sampler and steps say how.
 function drawing(model, {seed, sampler, steps}, image) {
-  const {record: {shape, student}, abar} = model, T = abar.length - 1;
-  const numbers = shape[0]*shape[1]*shape[2], noise = t => keyedNoise(BigInt(seed), image, numbers, t);
-  const levels = sampler == 'consistency' ? student.plans.find(p => p.length == steps)
-    : levelsOf(T, steps, sampler == 'adams' ? 'trailing' : 'linspace');
-  model.net ??= unet(model);
-  return sampleSteps(denoiser(model.net, model), planOf(levels, abar), noise(0), STEPS[sampler], noise);
+  const {record: {shape: [c, h, w], student}, abar} = model, T = abar.length - 1;
+  const spacing = sampler == 'adams' ? 'trailing' : 'linspace';
+  const levels = student ? student.plans.find(plan => plan.length == steps)
+    : levelsOf(T, steps, spacing);
+  const noise = t => keyedNoise(BigInt(seed), image, c*h*w, t);
+  const den = denoiser(model.net ??= unet(model), model);
+  return sampleSteps(den, planOf(levels, abar), noise(0), STEPS[sampler], noise);
 }
 
 // # Worker
-// A hand that draws some of the images, all of them one level at a time, and tells of each state.
+// A hand that draws some of the images, all of them one level at a time, and tells each state.
 const models = {};
 
-if (typeof WorkerGlobalScope != 'undefined') onmessage = ({data: {name, bytes, how, images, run}}) => {
+function work({data: {run, name, bytes, how, images}}) {
   const model = models[name] ??= readCheckpoint(bytes);
-  const runs = images.map(i => drawing(model, how, i));
+  const drawings = images.map(image => drawing(model, how, image));
   for (let k = 0; k <= how.steps; k++)
-    runs.forEach((steps, j) => {
-      const began = performance.now(), state = steps.next().value;
+    drawings.forEach((states, j) => {
+      const began = performance.now(), state = states.next().value;
       postMessage({run, image: images[j], k, ...state, took: performance.now() - began});
     });
-};
+}
+
+if (typeof WorkerGlobalScope != 'undefined') onmessage = work;
