@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['live_weights', 'live_page']
 
-# %% ../../nbs/7_app/09_live.ipynb #7ee248cd
+# %% ../../nbs/7_app/09_live.ipynb #c49bff67
 import base64, json
 from dataclasses import replace
 from importlib.resources import files
@@ -21,7 +21,7 @@ from ..pictures.grids import image_grid
 from ..sampling.front_door import sample
 from .playground import write_page
 
-# %% ../../nbs/7_app/09_live.ipynb #186e7ede
+# %% ../../nbs/7_app/09_live.ipynb #50d4c9ff
 def _asset(name): return (files('ddpm_sampling')/'assets'/name).read_text(encoding='utf-8')
 
 def _quoted(v): return json.dumps(v, ensure_ascii=False).replace('</', r'<\/')
@@ -55,7 +55,7 @@ def _box(networks, n=9, seed=7, folder='live'):
     for mark, part in parts.items(): html = html.replace(mark, part)
     return html
 
-# %% ../../nbs/7_app/09_live.ipynb #b670ba0d
+# %% ../../nbs/7_app/09_live.ipynb #f179aeb5
 def live_weights(
     ck:Checkpoint, # a U-Net of Day 6, without labels
 )->bytes: # a file of save_checkpoint, in half precision
@@ -73,13 +73,13 @@ def _unfit(ck):
     if ck.net.c_out != ck.net.c_in: return 'predicts a variance as well'
     if ck.net.c_in not in (1, 3): return f'has images of {ck.net.c_in} channels'
 
-# %% ../../nbs/7_app/09_live.ipynb #741b3bc9
+# %% ../../nbs/7_app/09_live.ipynb #3a62f261
 def _script(name, ck):
     "The weights as a script"
     text = base64.b64encode(live_weights(ck)).decode()
     return f'(window.ddpmWeights ??= {{}})[{_quoted(name)}] = "{text}";\n'
 
-# %% ../../nbs/7_app/09_live.ipynb #3a1e52e8
+# %% ../../nbs/7_app/09_live.ipynb #7c7c491c
 def live_page(
     path:str|Path, # where to, *.html; its folders are made
     networks:dict, # {name: Checkpoint}; the first draws when the page is opened
