@@ -28,6 +28,9 @@ def stored(folder, box=lambda s: s, weights=lambda s: s):
     outputs = [h for c in json.loads(NOTEBOOK.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])
                if 'ddpm-live' in (h := text(o.get('data', {}).get('text/html', '')))]
     assert len(outputs) == 1, f'{len(outputs)} live pages are stored in {NOTEBOOK.name}, 1 expected'
+    source = {name: Path(f'ddpm_sampling/assets/live.{name}').read_text(encoding='utf-8') for name in ('js', 'html')}
+    parts = [source['js'], *re.split('__STILL__|__ENGINE__|__ASKED__', source['html'])]
+    assert all(part in outputs[0] for part in parts), f'the page stored in {NOTEBOOK.name} is not of the assets live.js and live.html: run it'
     (folder := Path(folder)/'7_app').mkdir(parents=True)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>live</title>'
     style = '<style>:root{color-scheme:light dark}body{max-width:960px;margin:1em auto;padding:0 1em;font-family:sans-serif}</style>'

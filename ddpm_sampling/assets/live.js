@@ -5,7 +5,7 @@
 // # Weights
 // A checkpoint in the safetensors layout: eight bytes with the length of a header in JSON, the
 // header, then the numbers, 16 bits each. The header says where each tensor lies, and the record
-// of `save_checkpoint` in it says what the network was trained for.
+// of save_checkpoint in it says what the network was trained for.
 const HALVES = Float32Array.from({length: 65536}, (_, bits) => {     // what 16 bits mean
   const sign = bits >> 15 ? -1 : 1, exponent = bits >> 10 & 31, rest = bits & 1023;
   return sign*(exponent ? 2**(exponent - 25)*(1024 + rest) : 2**-24*rest);
@@ -267,7 +267,7 @@ const denoiser = (net, {record: {predicts, shape: [c, h, w]}}) => (x, {t, abar_t
 
 // # Steps
 // A sampler is what it does in one step, from level t to level s: the pair (x̂₀, ε̂) at x_t gives
-// x_s. z() is fresh noise, and `memory` what the step before left.
+// x_s. z() is fresh noise, and memory what the step before left.
 const STEPS = {
   ddim(den, row, x) {                                    // Song et al. 2021a, eq. 12
     const [x0, eps] = den(x, row);
