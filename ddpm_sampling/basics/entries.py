@@ -9,7 +9,6 @@ __all__ = ['as_markdown', 'type_words', 'in_library', 'arguments_of', 'own_words
 # %% ../../nbs/9_basics/09_entries.ipynb #47f9f358
 import ast, inspect, re
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Callable
 from fastcore.docments import docments
 from .opening import read_json
