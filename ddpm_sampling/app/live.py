@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['live_weights', 'live_page']
 
-# %% ../../nbs/7_app/09_live.ipynb #42e7bafe
+# %% ../../nbs/7_app/09_live.ipynb #4e0fa306
 import base64, json
 from dataclasses import replace
 from importlib.resources import files
@@ -21,27 +21,26 @@ from ..pictures.grids import image_grid
 from ..sampling.front_door import sample
 from .playground import write_page
 
-# %% ../../nbs/7_app/09_live.ipynb #30fd9801
+# %% ../../nbs/7_app/09_live.ipynb #c3a5fa99
 def _asset(name): return (files('ddpm_sampling')/'assets'/name).read_text(encoding='utf-8')
 
 def _quoted(v): return json.dumps(v, ensure_ascii=False).replace('</', r'<\/')
 
 def _facts(name, ck, folder):
     "What the page must know of a network before it has the weights"
-    if ck.student: samplers = {ck.defaults.sampler: 'one step, a student'}
-    else: samplers = {'ddim': 'ddim', 'ddpm': 'ddpm, ancestral', 'adams': 'adams'}
-    if ck.student and min(ck.plans) > 1: samplers = {ck.defaults.sampler: 'a student'}
-    known = name if name in bundled_names() else ck.path.name if ck.path else name
-    million = sum(p.numel() for p in ck.net.parameters())/1e6
-    return dict(name=name, samplers=samplers, plans=sorted(ck.plans) or None, shape=ck.shape,
-                T=ck.schedule.T, file=f'{folder}/{name}.js', megabytes=round(8/3*million, 1)) | {
-                'from': known}
+    samplers = {'ddim': 'ddim', 'ddpm': 'ddpm, ancestral', 'adams': 'adams'}
+    if ck.student:
+        samplers = {ck.defaults.sampler: 'one step, a student' if 1 in ck.plans else 'a student'}
+    known = name if name in bundled_names() or not ck.path else ck.path.name   # to load_checkpoint
+    megabytes = round(sum(p.numel() for p in ck.net.parameters())*8/3e6, 1)     # of base64
+    return dict(name=name, known=known, samplers=samplers, plans=sorted(ck.plans) or None,
+                shape=ck.shape, T=ck.schedule.T, file=f'{folder}/{name}.js', megabytes=megabytes)
 
 def _still(ck, n, seed):
     "Digits as Python draws them, an HTML image"
     how = dict(steps=min(ck.plans)) if ck.student else dict(sampler='ddim', steps=10)
-    png = iio.imwrite('<bytes>', image_grid(sample(ck, n, seed=seed, **how), cols=3),
-                      extension='.png')
+    grid = image_grid(sample(ck, n, seed=seed, **how), cols=round(n**.5))
+    png = iio.imwrite('<bytes>', grid, extension='.png')
     return f'<img alt="{n} images" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 def _box(networks, n=9, seed=7, folder='live'):
@@ -55,7 +54,7 @@ def _box(networks, n=9, seed=7, folder='live'):
     for mark, part in parts.items(): html = html.replace(mark, part)
     return html
 
-# %% ../../nbs/7_app/09_live.ipynb #cd1bd9f5
+# %% ../../nbs/7_app/09_live.ipynb #9054a024
 def live_weights(
     ck:Checkpoint, # a U-Net of Day 6, without labels
 )->bytes: # a file of save_checkpoint, in half precision
@@ -68,18 +67,19 @@ def live_weights(
 
 def _unfit(ck):
     "Why the page cannot draw with a checkpoint, or None"
-    if not isinstance(ck.net, UNet): return f'is a {getattr(ck.net, "label", type(ck.net).__name__)}'
+    kind = getattr(ck.net, 'label', type(ck.net).__name__)
+    if not isinstance(ck.net, UNet): return f'is a {kind}'
     if ck.classes: return f'takes one of {ck.classes} labels'
     if ck.net.c_out != ck.net.c_in: return 'predicts a variance as well'
     if ck.net.c_in not in (1, 3): return f'has images of {ck.net.c_in} channels'
 
-# %% ../../nbs/7_app/09_live.ipynb #028b071b
+# %% ../../nbs/7_app/09_live.ipynb #3e4f2588
 def _script(name, ck):
     "The weights as a script"
     text = base64.b64encode(live_weights(ck)).decode()
     return f'(window.ddpmWeights ??= {{}})[{_quoted(name)}] = "{text}";\n'
 
-# %% ../../nbs/7_app/09_live.ipynb #8e6e5c55
+# %% ../../nbs/7_app/09_live.ipynb #2fa1efe2
 def live_page(
     path:str|Path, # where to, *.html; its folders are made
     networks:dict, # {name: Checkpoint}; the first draws when the page is opened
@@ -88,8 +88,10 @@ def live_page(
     title:str='Drawn in your browser', # of the page
 )->Path: # where it is
     "A page that draws with networks, in one file"
-    if not networks: raise RequestError('a live page needs at least one network, {name: Checkpoint}')
-    if n not in (1, 4, 9, 16): raise RequestError(f'a live page shows 1, 4, 9 or 16 images, not {n}')
+    if not networks:
+        raise RequestError('a live page needs at least one network, {name: Checkpoint}')
+    if n not in (1, 4, 9, 16):
+        raise RequestError(f'a live page shows 1, 4, 9 or 16 images, not {n}')
     scripts = [f'<script>{_script(name, ck)}</script>' for name, ck in networks.items()]
     style = '<style>body{font-family:system-ui,sans-serif}</style>'
     return write_page(path, style, *scripts, _box(networks, n, seed), title=title)
