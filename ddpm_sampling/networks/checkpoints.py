@@ -148,7 +148,9 @@ class Asked:
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #c01a7e18
 class CheckpointWarning(UserWarning):
     "Something about a checkpoint was assumed, or decided against the request"
-    def __init__(self, text=''): super().__init__(printable(text, 3000))
+    def __init__(self,
+        text:str='', # what is told; 3000 characters are kept
+    ): super().__init__(printable(text, 3000))
 
 # %% ../../nbs/2_networks/01_checkpoints.ipynb #6aa18917
 def _settle(what, recorded, asked, default, log):

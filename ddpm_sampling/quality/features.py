@@ -42,8 +42,15 @@ class FeatureNet(nn.Module):
             nn.Linear(64*c, dim, bias=False), nn.BatchNorm1d(dim, affine=False), nn.GELU())
         self.head = nn.Linear(dim, classes)
 
-    def features(self, x): return self.body(x)             # (b,c_in,32,32) in [-1,1] -> (b,dim)
-    def forward(self, x): return self.head(self.body(x))   # -> logits (b,classes)
+    def features(self,
+        x:Tensor, # images in [-1,1], (b,c_in,32,32)
+    )->Tensor: # (b,dim)
+        return self.body(x)
+
+    def forward(self,
+        x:Tensor, # images in [-1,1], (b,c_in,32,32)
+    )->Tensor: # logits (b,classes)
+        return self.head(self.body(x))
 
 # %% ../../nbs/5_quality/01_features.ipynb #cfde2580
 def fit_classifier(
@@ -194,10 +201,21 @@ class ColourNet(nn.Module):
             nn.Linear(4*c, dim, bias=False), nn.BatchNorm1d(dim, affine=False), nn.GELU())
         self.head = nn.Linear(dim, classes)
 
-    def features(self, x): return self.body(x)             # (b,c_in,32,32) in [-1,1] -> (b,dim)
-    def forward(self, x): return self.head(self.body(x))   # -> logits (b,classes)
+    def features(self,
+        x:Tensor, # images in [-1,1], (b,c_in,32,32)
+    )->Tensor: # (b,dim)
+        return self.body(x)
 
-def colour_judge_net(a=40, b=80, c=144)->nn.Module: # (b,3,32,32) in [-1,1] -> logits (b,10)
+    def forward(self,
+        x:Tensor, # images in [-1,1], (b,c_in,32,32)
+    )->Tensor: # logits (b,classes)
+        return self.head(self.body(x))
+
+def colour_judge_net(
+    a:int=40,  # channels at full size
+    b:int=80,  # at half of it
+    c:int=144, # and at a quarter
+)->nn.Module: # (b,3,32,32) in [-1,1] -> logits (b,10)
     "A classifier of another build, after Simonyan & Zisserman 2015"
     stage = lambda i, o: (*_normed(i, o), nn.ReLU(), *_normed(o, o), nn.ReLU())
     return nn.Sequential(*stage(3, a), nn.MaxPool2d(2), *stage(a, b), nn.MaxPool2d(2),

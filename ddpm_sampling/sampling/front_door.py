@@ -134,7 +134,9 @@ _GUIDE = ('guide must be a function that takes a denoiser and returns one: '
 # %% ../../nbs/3_sampling/01_front_door.ipynb #460375f6
 class Tally:
     "Counts for how many images a network was asked"
-    def __init__(self, each=None): self.images, self.each = 0, each
+    def __init__(self,
+        each:Callable=None, # called with the number of images of each question; None: nobody
+    ): self.images, self.each = 0, each
 
     def __call__(self, m):
         self.images += m

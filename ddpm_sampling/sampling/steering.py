@@ -98,7 +98,10 @@ def mnist_guide(
 # %% ../../nbs/3_sampling/03_steering.ipynb #49a1d5f8
 class ClassGuidance:
     "log p(label given x_t) of a classifier; labels go with their images from batch to batch"
-    def __init__(self, net, labels): self.net, self.labels = net, labels
+    def __init__(self,
+        net:Callable,  # net(x_t, t (b,)) -> logits (b,classes)
+        labels:Tensor, # one for all images, or one for each, (n,); -1: no wish
+    ): self.net, self.labels = net, labels
 
     def __call__(self,
         x:Tensor, # x_t, (b,…)

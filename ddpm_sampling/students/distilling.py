@@ -23,7 +23,7 @@ from ..sampler.denoisers import denoiser, x0_and_eps
 from ..sampler.loop import sample_steps
 from ..sampler.multistep import dpmpp_step
 from ..sampler.plans import distinct
-from ..sampler.schedules import noisy
+from ..sampler.schedules import Schedule, noisy
 from .training import lr_factor, make_optimizers
 
 # %% ../../nbs/6_students/01_distilling.ipynb #7bbc0df1
@@ -43,7 +43,11 @@ class PointNet(nn.Module):
         layers = [m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, d))
 
-    def forward(self, x, i): return x + self.body(torch.cat([x, self.told[i]], 1))
+    def forward(self,
+        x:Tensor, # points, (b,d)
+        i:Tensor, # the index t − 1 of each, (b,)
+    )->Tensor: # (b,d)
+        return x + self.body(torch.cat([x, self.told[i]], 1))
 
 # %% ../../nbs/6_students/01_distilling.ipynb #73441b93
 # settings of training that are usual for students
@@ -242,7 +246,7 @@ def student(self:Distiller,
 
 # %% ../../nbs/6_students/01_distilling.ipynb #6e56acae
 def path_levels(
-    sched,          # the Schedule
+    sched:Schedule, # the teacher's
     n:int,          # how many levels
     u:float,        # shift of all but the first, in (0,1)
     rho:float=7.,   # even in σ̄^(1/rho)
@@ -259,7 +263,7 @@ def huber(
     a:Tensor, # (b,…)
     b:Tensor, # like a
 )->Tensor: # (b,); per √d, so that it does not grow with the size of an image
-    "The pseudo-Huber distance (Song & Dhariwal 2023, eq. 9)"
+    "The pseudo-Huber distance (Song & Dhariwal 2023, section 3.3)"
     e = (a - b).flatten(1)
     c = .00054*e.shape[1]**.5
     return ((e.square().sum(1) + c**2).sqrt() - c)/e.shape[1]**.5

@@ -24,7 +24,7 @@ def jump_target(
     abar_t:float, # ᾱ there, in [0,1)
     abar_s:float, # and here, in (ᾱ_t,1]
 )->Tensor: # the prediction with which it does
-    "The x̂₀ for which one step of DDIM leads from z_t to z_s (Salimans & Ho 2022, eq. 8)"
+    "The x̂₀ for which one step of DDIM leads from z_t to z_s (Salimans & Ho 2022, algorithm 2)"
     rho = ((1 - abar_s)/(1 - abar_t))**.5
     return (z_s - rho*z_t)/(abar_s**.5 - rho*abar_t**.5)
 

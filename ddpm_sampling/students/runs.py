@@ -23,6 +23,7 @@ from ..networks.loading import load_checkpoint
 from ..networks.safe_files import save_checkpoint
 from ..quality.features import extract
 from ..quality.frechet import fid
+from ..quality.references import Reference
 from ..sampling.front_door import sample
 from .distilling import Distiller, along_paths
 from .matching import Eyes, in_its_eyes, looks, plans_for
@@ -187,7 +188,7 @@ def gains(
     student:Checkpoint,        # and the other
     n:int=1000,                # images for each row
     extractor:Callable=None,   # of features; None: no Fréchet distance
-    ref=None,                  # the Reference that belongs to it
+    ref:Reference=None,        # that belongs to it
     seed:int=20_000,           # of the noise
     progress:bool=False,       # show a bar? None: only on a terminal
 )->list: # dictionaries: who, how, evaluations, to the long run, FID-proxy or None

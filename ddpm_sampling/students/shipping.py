@@ -17,7 +17,7 @@ from ..networks.safe_files import save_checkpoint
 # %% ../../nbs/6_students/04_shipped.ipynb #7fbad612
 def ship_student(
     ck:Checkpoint,   # the student
-    name:str,        # by which `load_checkpoint` knows it, such as mnist-consistency
+    name:str,        # by which load_checkpoint knows it, such as mnist-consistency
     assets:Path,     # folder for the file and for students.json
     **more,          # what else goes into its record, plain values
 )->Path: # of the file

@@ -207,7 +207,7 @@ def loss(self:Trainer,
 
 @patch
 def step(self:Trainer,
-    *batch:Tensor, # as `loss` takes it: clean images, levels, noise, and labels if there are any
+    *batch:Tensor, # as loss takes it: clean images, levels, noise, and labels if there are any
 )->float: # its loss
     "One optimizer step"
     total = self.c['epochs']*(len(self.images)//self.c['batch_size'])
