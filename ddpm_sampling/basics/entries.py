@@ -160,14 +160,14 @@ class Entry:
 # %% ../../nbs/9_basics/09_entries.ipynb #263b3e5d
 def constants_of(
     source:str, # of a cell or a module
-)->dict: # {name: comment}, the public names in capitals that it defines
+)->dict: # {name: comment}, the public names that it assigns
     "Constants, and what is said of them"
     found, lines = {}, source.splitlines()
     for node in ast.parse(source).body:
         if not isinstance(node, ast.Assign): continue
         target = node.targets[0]
         names = [t.id for t in getattr(target, 'elts', [target]) if isinstance(t, ast.Name)]
-        named = [n for n in names if n.isupper() and n[0] != '_']
+        named = [n for n in names if n[0] != '_']
         ends = (lines[k - 1] for k in (node.lineno, node.end_lineno))
         after = next((m[1] for line in ends if (m := re.search(r'\s# (.*)', line))), '')
         above = lines[node.lineno - 2] if node.lineno > 1 else ''

@@ -20,7 +20,11 @@ from .guidance import _checked, _gradient
 # %% ../../nbs/1_sampler/13_inpainting.ipynb #d3318b7e
 class Repaint:
     "The step that `repaint` makes; known parts go with their images from batch to batch"
-    def __init__(self, step, known, mask):
+    def __init__(self,
+        step:Callable, # the step inside
+        known:object,  # the known image, or one for each image
+        mask:object,   # where it is known, or one for each image
+    ):
         self.step, self.known, self.mask, self.__name__ = step, known, mask, 'repaint_step'
 
     def __call__(self,

@@ -90,7 +90,11 @@ def series(
     for c in rest[1:-1]: p = (p + c)*z
     return (p + rest[-1])*x
 
-def root(x): return x.double().sqrt().float()             # of a float32, rounded correctly
+def root(
+    x:Tensor, # float32, any shape, at least 0
+)->Tensor: # like x, rounded correctly
+    "The square root, the same bits on every device"
+    return x.double().sqrt().float()
 
 def box_muller(
     w1:Tensor, # int32, any shape: uniform bits for radius and sign
