@@ -59,6 +59,7 @@ def markdown_of(path):
         no = {k for k, v in d.items() if v.lower() == 'false'}
         if 'include' in no: continue
         cell = [f'``` {{.python .source}}\n{src}\n```'] if src and 'echo' not in no else []
+        if cell and d.get('code-fold') == 'true': cell = [f'<details><summary>Code</summary>\n\n{cell[0]}\n\n</details>']
         if 'output' not in no:
             alt, asis = d.get('fig-alt') or d.get('fig-cap') or '', d.get('output') == 'asis'
             if any(o['output_type'] == 'error' for o in c.get('outputs', [])): cell += [f'{BROKEN} {src[:50]}']
