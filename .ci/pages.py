@@ -86,6 +86,8 @@ def address(path, meta):
     name = meta.get('output-file') or re.sub(r'^\d+[a-z]?_', '', path.stem) + '.html'
     return posixpath.join('' if folder == '.' else folder, name)
 
+KNOWN = {}                                               # {source: (address, front matter)} of pages made before
+
 def make(proc, dest, only=None):
     "Every page below `proc` as HTML below `dest`: `{source: (address, front matter)}`"
     import pypandoc
@@ -93,8 +95,9 @@ def make(proc, dest, only=None):
     pages, texts = {}, {}
     for p in there:
         rel = p.relative_to(proc)
+        if only and rel.as_posix() not in only and rel.as_posix() in KNOWN: pages[rel.as_posix()] = KNOWN[rel.as_posix()]; continue
         meta, body = markdown_of(p)
-        pages[rel.as_posix()] = address(rel, meta), meta
+        pages[rel.as_posix()] = KNOWN[rel.as_posix()] = address(rel, meta), meta
         texts[rel.as_posix()] = body
     for rel, (at, meta) in pages.items():
         if only and rel not in only: continue
@@ -191,7 +194,7 @@ def entries(read, s):
     for at, page in read.items():
         if 'entries' in at or 'failures' in at: continue       # they speak of such
         for kind, body in page.code:
-            if 'source' in kind or 'printed' in kind: continue
+            if re.search(r'\b(source|printed)\b', kind): continue    # code of the notebook; an entry has sourceCode alone
             if '](http' in body: yield f'{at}: a raw link of Markdown in code: {body[:60]!r}'
             yield from (f'{at}: {what}: {body[:70]!r}' for word, what in HOLLOW.items() if word in body)
         for tag, title in page.headings:
@@ -260,14 +263,17 @@ def in_browser(dest, addresses, no_picture=()):
 
 NO_PICTURE = {'api.html', 'references.html', 'glossary.html', 'changelog.html', 'licence.html', 'how_do_i.html', '9_basics/entries.html'}   # lists, to look things up in
 
+READ = {}                                                # pages that were read: {address: Reader}
+
 def check(dest, proc, only=None, browser=True):
-    "All faults of the pages"
+    "All faults of the pages; only: of these sources, where the others have been looked at"
     s, pages = settings(), make(proc, dest, only)
-    read = {at: Reader((Path(dest)/at).read_text(encoding='utf-8')) for at, _ in pages.values() if (Path(dest)/at).exists()}
+    READ.update({at: Reader((Path(dest)/at).read_text(encoding='utf-8')) for rel, (at, _) in pages.items() if not only or rel in only})
+    read = {at: READ[at] for at, _ in pages.values()}
     for f in WORDS: yield from f(read, s)
     yield from frame(pages, proc, s)
     if browser: yield from in_browser(dest, [at for at, _ in pages.values() if not only or at in [pages[o][0] for o in only]], NO_PICTURE)
-    print(f'{len(read)} pages, {sum(len(p.links) for p in read.values())} links, {sum(len(p.images) for p in read.values())} pictures, '
+    if not only: print(f'{len(read)} pages, {sum(len(p.links) for p in read.values())} links, {sum(len(p.images) for p in read.values())} pictures, '
           f'{sum(len(p.code) for p in read.values())} blocks of code')
 
 # --- planted faults
@@ -294,6 +300,7 @@ def planted(proc):
         shutil.copytree(proc, box, ignore=shutil.ignore_patterns('_docs'))
         good, n = (box/name).read_text(encoding='utf-8'), 0
         pages = make(box, dest)
+        list(check(dest, box, browser=False))
         def faults():
             return list(check(dest, box, {name}))
         before = faults()
