@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 import imageio.v3 as iio
 from ..basics.errors import RequestError
+from ..basics.opening import read_bytes, read_text
 from ..networks.checkpoints import Checkpoint
 from ..networks.loading import bundled_names
 from ..networks.safe_files import save_checkpoint
@@ -22,7 +23,7 @@ from ..sampling.front_door import sample
 from .playground import write_page
 
 # %% ../../nbs/7_app/09_live.ipynb #c3a5fa99
-def _asset(name): return (files('ddpm_sampling')/'assets'/name).read_text(encoding='utf-8')
+def _asset(name): return read_text(files('ddpm_sampling')/'assets'/name)
 
 def _quoted(v): return json.dumps(v, ensure_ascii=False).replace('</', r'<\/')
 
@@ -63,7 +64,7 @@ def live_weights(
                                               f'takes no labels; this network {told}')
     with TemporaryDirectory() as tmp:
         path = save_checkpoint(replace(ck, notes=()), Path(tmp)/'live.safetensors', half=True)
-        return path.read_bytes()
+        return read_bytes(path)
 
 def _unfit(ck):
     "Why the page cannot draw with a checkpoint, or None"
