@@ -118,7 +118,7 @@ def make(proc, dest, only=None):
         out.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
                        f'<title>{html.escape(str(meta.get("title") or meta.get("pagetitle") or at))}</title><style>{STYLE}</style><link rel="stylesheet" href="{up}styles.css">'
                        f'<nav class="top"></nav><div class="grid"><div class="side"></div><main class="content">{title}\n{body}</main><div class="side"></div></div></html>', encoding='utf-8')
-    for f in Path(proc).rglob('*'):                           # and what lies beside the pages
+    for f in Path(proc).rglob('*') if not only else ():       # and what lies beside the pages
         to = Path(dest)/f.relative_to(proc)
         if f.is_file() and f.suffix not in ('.ipynb', '.qmd', '.yml') and '_docs' not in f.parts:
             to.parent.mkdir(parents=True, exist_ok=True)
