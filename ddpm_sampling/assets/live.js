@@ -290,7 +290,7 @@ const STEPS = {
     const noise = blend(kept, old, Math.sqrt(1 - kept**2), z());
     return [blend(Math.sqrt(abar_s), mean, Math.sqrt(1 - abar_s), noise), x0, left];
   },
-  consistency(den, row, x, z) {                          // Song et al. 2023, algorithm 1
+  consistency(den, row, x, z) {                          // Song et al. 2023a, algorithm 1
     const {abar_s} = row, [x0] = den(x, row);
     return [abar_s == 1 ? x0 : blend(Math.sqrt(abar_s), x0, Math.sqrt(1 - abar_s), z()), x0];
   },

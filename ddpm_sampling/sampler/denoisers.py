@@ -24,14 +24,14 @@ def x0_and_eps(
     predicts:str, # a kind from PREDICTS
 )->tuple: # (x0_hat, eps_hat), like x
     "The pair that describes x_t, from any prediction (Salimans & Ho 2022, section 4)"
-    a, b = abar**.5, (1 - abar)**.5                     # weights of signal and noise in x_t
-    if predicts == 'eps': return (x - b*out)/a, out
-    if predicts == 'x0':  return out, (x - a*out)/b
-    if predicts == 'v':   return a*x - b*out, b*x + a*out
+    c, s = abar**.5, (1 - abar)**.5                     # weights of signal and noise in x_t
+    if predicts == 'eps': return (x - s*out)/c, out
+    if predicts == 'x0':  return out, (x - c*out)/s
+    if predicts == 'v':   return c*x - s*out, s*x + c*out
     if predicts == 'eps_capped':
-        least = a.clamp(min=CAP) if isinstance(a, Tensor) else max(a, CAP)
-        x0_hat = a*x - b*(out - b*x)/least
-        return x0_hat, (x - a*x0_hat)/b
+        least = c.clamp(min=CAP) if isinstance(c, Tensor) else max(c, CAP)
+        x0_hat = c*x - s*(out - s*x)/least
+        return x0_hat, (x - c*x0_hat)/s
     raise RequestError(_wrong_kind(predicts))
 
 def _wrong_kind(predicts):

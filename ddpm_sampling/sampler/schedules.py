@@ -125,7 +125,7 @@ def sigmoid_abar(cls:Schedule,
     tau:float=1.,         # and stretched by this
     max_beta:float=0.999, # cap of β, in (0,1]
 )->Schedule:
-    "ᾱ a falling sigmoid (Jabri et al. 2022, algorithm 1)"
+    "ᾱ a falling sigmoid (Jabri et al. 2022)"
     at = lambda u: 1/(1 + np.exp(-u/tau))
     u = start + (end - start)*np.arange(_checked_T(T) + 1)/T
     abar = (at(end) - at(u))/(at(end) - at(start))
