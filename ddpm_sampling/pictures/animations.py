@@ -114,17 +114,22 @@ def _even(frame):
 # %% ../../nbs/4_pictures/03_animations.ipynb #60fd23ac
 _SETTINGS = '-crf 12 -preset fast -threads 2 -sws_flags area -movflags +faststart -f mp4'.split()
 
-@lru_cache
 def _ffmpeg():
     "The ffmpeg that will be used, if there is one that writes H.264"
     try:
         import imageio_ffmpeg
         exe = imageio_ffmpeg.get_ffmpeg_exe()
-        said = subprocess.run([exe, '-hide_banner', '-encoders'], capture_output=True, text=True)
-    except (ImportError, RuntimeError, OSError): said = None
-    if said and 'libx264' in said.stdout: return exe
-    lacks = f'{exe} has no libx264' if said else 'MP4 needs ffmpeg'
+        codecs = _codecs(exe)
+    except (ImportError, RuntimeError, OSError): exe = None
+    if exe and 'libx264' in codecs: return exe
+    lacks = f'{exe} has no libx264' if exe else 'MP4 needs ffmpeg'
     raise RequestError(f'{lacks}: pip install imageio-ffmpeg, or ask for a GIF')
+
+@lru_cache
+def _codecs(exe):
+    "What an ffmpeg says that it can write"
+    asked = [exe, '-hide_banner', '-encoders']
+    return subprocess.run(asked, capture_output=True, text=True).stdout
 
 def _plain(path):
     "A path that ffmpeg takes for nothing but a path"
