@@ -55,8 +55,9 @@ def _known(betas, name):
     direct = name in ('betas', 'beta')
     makers = [lambda: Schedule.cosine(T), lambda: Schedule.cosine(T, max_beta=.9999)]
     for digits in (2, 3, 5):             # the roundest first
-        ends = [float(f'{b:.{digits}g}') for b in (betas[0], betas[-1])]
-        makers += [partial(f, T, *ends) for f in (Schedule.linear, Schedule.quadratic)]
+        for power, family in ((1, Schedule.linear), (.5, Schedule.quadratic)):
+            ends = [float(f'{b:.{digits}g}') for b in _ends(got, power)]
+            if all(0<b<=1 for b in ends): makers.append(partial(family, T, *ends))
     for make in makers:
         known = make()
         off = abs(known.beta - got.beta)[1:]/known.beta[1:]
@@ -64,6 +65,13 @@ def _known(betas, name):
         if near and (off.max()<1e-5 or not direct):
             return known
     return got
+
+def _ends(sched, power):
+    "β_1 and β_T of the line through β^power, from the levels where ᾱ has kept its digits"
+    t = np.arange(1, sched.T + 1)
+    good = (sched.abar[1:]>.01) | (t<4)
+    line = np.polyfit(t[good], sched.beta[1:][good]**power, 1)
+    return np.polyval(line, [1, sched.T]).clip(0)**(1/power)
 
 # %% ../../nbs/2_networks/04_buffers.ipynb #3249fa82
 def buffered_predicts(
