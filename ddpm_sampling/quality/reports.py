@@ -36,8 +36,16 @@ def clearly(
     "Which of two rows is better, by the difference of their Fréchet distances"
     kept = lambda r: read_arrays(features_file(path, r['run']))[''].astype(np.float64)
     try: d = fid_difference(kept(a), kept(b), ref.moments)
-    except (OSError, RequestError, KeyError, ValueError): return None  # features are gone, or few
+    except (OSError, RequestError, KeyError, ValueError): return _apart(a, b)  # gone, or few
     return True if d.high < 0 else False if d.low > 0 else None
+
+def _apart(a, b):
+    "The same where no difference can be taken: only where the rows' own intervals do not meet"
+    name = _main([a, b])
+    if not (a.get(name) and b.get(name)): return None
+    (lo_a, hi_a), (lo_b, hi_b) = ((_number(r, f'{name}_low'), _number(r, f'{name}_high'))
+                                  for r in (a, b))
+    return True if hi_a < lo_b else False if hi_b < lo_a else None
 
 # %% ../../nbs/5_quality/11_reports.ipynb #3f9da380
 def say_good(
@@ -202,14 +210,17 @@ def _head(rows, ref):
     real = 'statistics alone' if ref.moments.n == float('inf') else real
     text = [f'# {title}', f'{n} images {which}for each row, rounded to 8 bits, '
             f'against {ref.name} ({real}). Protocol {r["protocol"]}. {_KEY}']
-    return text + [_TOO_FEW.format(n=n, few=FEW)]*(n < FEW)
+    judged = _BY_KID if n <= len(ref.moments.mean) else _BY_DIFFERENCE
+    return text + [_TOO_FEW.format(n=n, few=FEW, judged=judged)]*(n < FEW)
 
 _KEY = ('Brackets hold 95 % intervals. Lower is better for the FID-proxy, KID and distances, '
         'higher for precision, recall and coverage; '
         'what can be reached stands in the line of real images.')
 _TOO_FEW = ('**{n} images are too few for a Fréchet distance** (below {few} it is mostly bias), '
-            'so KID is given; which of two rows is better is judged by the difference of their '
-            'Fréchet distances at this N. Take `--num-samples 1000` for a judgement.')
+            'so KID is given; one of two rows is called better {judged}. '
+            'Take `--num-samples 1000` for a judgement.')
+_BY_DIFFERENCE = 'by the difference of their Fréchet distances at this N'
+_BY_KID = 'only where the intervals of their KID do not meet'  # no more images than features
 
 # %% ../../nbs/5_quality/11_reports.ipynb #d9cbe0ef
 def _with_real(real, rows, *names): return table([real]*bool(real) + rows, *names)
