@@ -65,8 +65,8 @@ def say_good(
 
 def _row(row):
     "What a row is, at the beginning of a sentence"
-    name = _capital(row['checkpoint'])
-    return f'{name} ({way(row)}, {row["nfe"]} evaluations)' if row['sampler'] else name
+    if not row['sampler']: return f'The set {row["checkpoint"]}'
+    return f'{_capital(row["checkpoint"])} ({way(row)}, {row["nfe"]} evaluations)'
 
 def _capital(text): return text[0].upper() + text[1:]
 
