@@ -95,7 +95,7 @@ def trajectory(
     progress:bool=False,  # True: a progress bar on standard error; None: only if that is a terminal
     **kwargs,
 )->Iterator: # of States on the CPU, the first the noise and the last the sample
-    "The way from noise to images, as `sample` goes it"
+    "The way from noise to images, as `sample` takes it"
     images = images_of(ck.shape, n, idx, seed, x_T, labels, x0)
     run = Run(ck, Recipe.of(how, **kwargs), images, batch_size, device)
     return recorded(run.states(progress), pick_rows(len(run.plan), every, rows))

@@ -20,7 +20,7 @@ def check_counts(
     n:int,       # how many images are asked for
     size:int,    # how many a batch takes
 )->None:
-    "Refuse what is for another number of images, or would be shared by batches"
+    "Refuse values for another number of images, and unmarked ones that batches would share"
     for name, thing in held.items():
         for m in images_in(thing, len(shape) + 1) - {n}:
             raise RequestError(f'{name} holds values for {m} images, but {n} are asked for: '
@@ -52,7 +52,7 @@ def explained(
     b:int,           # how many images it has
     n:int,           # how many are asked for
 )->Iterator: # of the same states
-    "States; where a function complains of sizes, with what may be why"
+    "The same states; an error about sizes comes with its likely reason"
     try: yield from states
     except (RequestError, CheckpointError, torch.OutOfMemoryError): raise
     except (RuntimeError, IndexError, TypeError, ValueError) as e:

@@ -23,7 +23,7 @@ from ..networks.checkpoints import pick_device
 def weights_of(
     net:nn.Module, # a network
 )->tuple: # (device, dtype) of its first weights
-    "Where a network is, and in what it computes"
+    "The device and the precision of a network"
     p = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(0))
     return p.device, p.dtype
 
@@ -121,7 +121,7 @@ def good_size(
     key:str,      # that tells network, precision and machine
     gpu:bool=False, # larger batches are tried, too
 )->int: # images at a time
-    "The size of a batch that this machine likes"
+    "The size of a batch that is fastest on this machine"
     if n <= 64 or work < 20_000: return min(n, 64)
     file, sizes = 'sizes.json', (64, 128, 256, 512, 1024) if gpu else (32, 64, 128)
     known = from_cache(file, json.loads) or {}

@@ -26,7 +26,7 @@ class Lookout:
         what:str, # network, guide or step
         t:int,    # the level at which it was made
     )->None:
-        "Look at a tensor, now or as soon as can be"
+        "Check a tensor, now or as soon as possible"
         kind = torch.float32 if x.dtype.itemsize < 4 else None    # a sum of float16 may overflow
         self.sums.append((x.detach().sum(dtype=kind), what, t))
         if x.device.type == 'cpu': return self._read(self.sums)
@@ -34,7 +34,7 @@ class Lookout:
         while self.sent and self.sent[0][1].query(): self._arrived()
 
     def finish(self)->None:
-        "Look at all that is left; waits for the device"
+        "Check all that is left; waits for the device"
         while self.sent: self._arrived()
         self._read(self.sums)
 
@@ -99,7 +99,7 @@ def seen_answers(
     make:Callable, # make(see) -> den, which calls see with each answer of its network
     look:Lookout,  # who looks
 )->Callable: # a den
-    "A denoiser whose network's answers are looked at, with the level that they are for"
+    "A denoiser whose network's answers are checked, with the level that they are for"
     level = []
     den = make(lambda out: look.see(out, 'network', *level))
     def looking_den(x, t, abar):
@@ -111,7 +111,7 @@ def seen_guide(
     den:Callable,  # a guided denoiser
     look:Lookout,  # who looks
 )->Callable: # a den
-    "A guided denoiser that is looked at"
+    "A guided denoiser that is checked"
     def seen_den(x, t, abar):
         answer = den(x, t, abar)
         look.see(answer[0], 'guide', t)
@@ -122,7 +122,7 @@ def seen_step(
     step:Callable, # any step
     look:Lookout,  # who looks
 )->Callable: # a step
-    "A step that is looked at"
+    "A step that is checked"
     def looking_step(den, row, x, z, memory=None):
         answer = step(den, row, x, z, memory)
         look.see(answer[0], 'step', row.t)
