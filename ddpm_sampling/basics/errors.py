@@ -16,7 +16,7 @@ def printable(
     text:object,    # what is to be shown
     most:int=1000,  # longer texts lose their middle
 )->str: # one line
-    "A text in which no character does anything but appear"
+    "A text of visible characters, with all others spelt out"
     text = str(text)
     if len(text) > most: text = f'{text[:most*2//3]} … {text[-most//4:]}'
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -93,7 +93,7 @@ _RAW = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, Run
 
 # %% ../../nbs/9_basics/00_errors.ipynb #5a76795d
 def _explain(e, f, args, kw):
-    "Raise what the reader should know, or the exception as it came"
+    "Raise what the user should know, or the exception as it came"
     if isinstance(e, (RequestError, CheckpointError)): raise
     try: given = inspect.signature(f).bind(*args, **kw).arguments
     except TypeError: raise e from None                  # Python says itself what is missing

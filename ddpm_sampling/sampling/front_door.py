@@ -38,7 +38,7 @@ from .resolving import check_start, resolve
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #03c93c70
 class Images(NamedTuple):
-    "Which images: all that belongs to them goes by their number, whatever the batch"
+    "Which images are meant, and what belongs to each of them, whatever the batch"
     idx: list               # their numbers, each from 0 to 2⁶⁴−1
     seed: int               # 0…2⁶⁴−1
     x_T: Tensor|None        # the state that each starts from; None: noise of seed and number
@@ -59,14 +59,14 @@ class Images(NamedTuple):
         visit:int=0, # how many earlier rows of the plan started at t
         device:str='cpu', # where it is wanted; a GPU draws it itself, the same bits
     )->Tensor: # standard normal, (n,c,h,w)
-        "What they draw at a level"
+        "The noise that they draw at a level"
         return keyed_noise(self.seed, self.idx, self.shape, t, visit, device)
 
     def start(self,
         abar:float=0., # the level of signal at which they start
         device:str='cpu', # where it is wanted
     )->Tensor: # (n,c,h,w)
-        "What they start from"
+        "The states that they start from"
         if self.x_T is not None: return self.x_T.clone()
         z = self.noise(device=device)
         return z if self.x0 is None else noisy(self.x0.to(device), z, abar)
@@ -157,7 +157,7 @@ def _hooked(net, states, tally, b):
 
 # %% ../../nbs/3_sampling/01_front_door.ipynb #28e0774a
 class Run:
-    "A request, checked to its end, that waits to be run"
+    "A request that was checked in full and waits to be run"
     def __init__(self,
         ck:Checkpoint,      # the checkpoint
         how:Recipe,         # how to sample it
@@ -190,7 +190,7 @@ class Run:
 # %% ../../nbs/3_sampling/01_front_door.ipynb #2d8ea868
 @patch
 def batch_size(self:Run)->int:
-    "How many images at a time this machine likes, found by trying where it is worth that"
+    "How many images at a time suit this machine, found by trial where that is worth it"
     n, plan, what = len(self.images.idx), self.plan, [p.numel() for p in self.net.parameters()]
     @torch.no_grad()
     def ask(b):
@@ -206,7 +206,7 @@ def batch_size(self:Run)->int:
 
 @patch
 def lookout(self:Run)->Lookout:
-    "Somebody who looks for NaN in this run"
+    "A `Lookout` for NaN in this run"
     return Lookout(overflow(self.given))
 
 @patch
@@ -240,7 +240,7 @@ def den_of(self:Run,
     look:Lookout,   # who looks for NaN
     tell:Callable=None, # called with the number of images before each evaluation
 )->Callable: # den(x, t, abar) -> (x0_hat, eps_hat, frac)
-    "What the steps of a batch ask"
+    "The denoiser that the steps of a batch ask"
     ck, y, scale = self.ck, part.labels or (None,)*len(part.idx), self.how.scale
     steered = self.way == 'steered'
     wishes = [g for g in (steering(y, scale, self.device) if steered else None, guide) if g]
