@@ -35,7 +35,7 @@ def balls(
     features:np.ndarray|Tensor, # what to draw balls around, (n,d), n > k
     k:int=5,                    # the ball reaches to the k-th nearest fellow, ≥ 1
 )->Balls:
-    "The sketch of a distribution (Kynkäänniemi et al. 2019, section 3)"
+    "The sketch of a distribution (Kynkäänniemi et al. 2019, section 2)"
     x = _points(features)
     if not 1 <= k < len(x):
         wanted = f'k = {k} neighbours need more than {k} points'
