@@ -26,9 +26,9 @@ def images_options(
     a('--num-samples', type=_whole(COUNT), metavar='N', dest='wanted',
       help='how many images; more may be asked for later (default: 10000)')
     a('--out-dir', metavar='DIR',
-      help='the folder to fill (default: one with a telling name below OUT/images)')
+      help='the folder to fill (default: one named after the settings, below OUT/images)')
     a('--format', choices=('png', 'npz'),
-      help='numbered files (default), or one file NPZ with an array arr_0, as evaluators read it')
+      help='numbered files (default), or one NPZ with an array arr_0, as evaluation programs expect')
 
 def bulk_sampled(
     a:SimpleNamespace, # the settled arguments
@@ -79,10 +79,10 @@ def sets_options(
       help='with --reference PATH: other real images, for the line of real images')
     a('--features', choices=('mnist', 'cifar10', 'inception'),
       help='what makes the features (default: the small network that ships for these images)')
-    a('--seed', type=_whole(SEED), metavar='I', help='of the metrics that draw (default: 0)')
+    a('--seed', type=_whole(SEED), metavar='I', help='of the metrics that use random numbers (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
     a('--device', metavar='D', help='where the features are made (default: cpu)')
-    a('--config', metavar='C', help='a YAML file; arguments beat it')
+    a('--config', metavar='C', help='a YAML file; options on the command line win')
     a('--quiet', action='store_true', default=None, help='print nothing but what was written')
 
 def sets_measured(

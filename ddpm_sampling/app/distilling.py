@@ -25,12 +25,12 @@ def distill_options(
     a('--method', choices=('consistency', 'progressive'),
       help='consistency: one to four steps (default); progressive: halvings from 32 steps to 1')
     a('--minutes', type=float, metavar='M',
-      help='of training on this machine (default: 60); killed or stopped, the same command goes on')
+      help='of training on this machine (default: 60); after a stop the same command resumes')
     a('--data', metavar='PATH',
       help='real images to match, a folder, NPZ or IDX (default: none, samples of the teacher)')
     a('--num-samples', type=_whole(COUNT), metavar='N', dest='compared',
       help='images for each row of the table at the end (default: 1000)')
-    a('--seed', type=_whole(SEED), metavar='I', help='of all chance (default: 0)')
+    a('--seed', type=_whole(SEED), metavar='I', help='of all random numbers in training (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
 # %% ../../nbs/7_app/06_distilling.ipynb #19ce47d8

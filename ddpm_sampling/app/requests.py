@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 def _file_options(p):
     "Options that say which checkpoint, and how to run it"
     a, weights = p.add_argument, p.add_mutually_exclusive_group()
-    a('--config', metavar='C', help='a preset (mnist, cifar10) or a YAML file; arguments beat it')
+    a('--config', metavar='C', help='a preset (mnist, cifar10) or a YAML file; options win')
     flag = partial(weights.add_argument, dest='weights', action='store_const')
     flag('--ema', const='ema', help='the averaged weights (default)')
     flag('--raw', const='raw', help='the weights as the optimizer left them')
@@ -311,7 +311,7 @@ def _schedule(said, T=None):
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, RequestError) and not path.is_file():
             raise _mistake(f'{said}: {e}') from None
-        raise _mistake(f'{said} is no file of numbers: write the T values of beta, or of abar, '
+        raise _mistake(f'{said} is not a file of numbers: write the T values of beta, or of abar, '
                        'with numpy.save, as a JSON list, or one to a line') from None
     if values.ndim != 1:
         raise _mistake(f'{said} holds an array {values.shape}, not a list of T numbers')
@@ -464,13 +464,13 @@ def _check_ending(path, *ours):
     "Refuse the name of a file of another kind; any other name is that of a folder"
     end = Path(path).suffix.lower()
     if end in _OTHERS and end not in ours:
-        raise _mistake(f'{path}: written here is {" or ".join(ours)}, not {end}')
+        raise _mistake(f'{path}: the file must end in {" or ".join(ours)}, not {end}')
 
 _OTHERS = {'.png', '.jpg', '.jpeg', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.svg', '.pdf',
            '.mp4', '.avi', '.mov', '.mkv', '.webm'}
 
 def _grid_path(a, ck, way):
-    "Where the grid is written: a file that was named, or a telling name in a folder"
+    "Where the grid is written: a file that was named, or a name made of the settings, in a folder"
     if a.grid: _check_ending(a.grid, '.png')
     if a.grid and a.grid.lower().endswith('.png'): return _filled(a.grid, ck)
     own = [f'n{a.num_samples}']*(a.num_samples != 64) + ['rgba']*a.rgba

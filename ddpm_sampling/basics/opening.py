@@ -222,7 +222,7 @@ def _check_growth(out, size, error, what='what is packed in it'):
     "An error where a packed file grows beyond what numbers and pictures do"
     if out <= max(2**28, 50*size) and out <= free_memory(): return
     raise error(f'{what} would take {out/2**20:,.0f} MB, from a file of {size/2**20:,.1f}: '
-                'too many to be meant')
+                'surely not what was meant')
 
 # %% ../../nbs/9_basics/01_opening.ipynb #aaae3a99
 def read_gzip(

@@ -29,7 +29,7 @@ def measure_sets(
     ref:Reference,           # what to measure them against
     path:Path,               # the CSV; folders images and features stand beside it
     extractor:Callable=None, # what makes the features; None: those of the MNIST classifier
-    seed:int=0,              # of the metrics that draw
+    seed:int=0,              # of the metrics that use random numbers
     progress:bool=False,     # True: a bar; None: only if standard error is a terminal
     note:Callable=print,     # called with a line about whatever was left out, once
 )->list: # the rows of the sets, in their order

@@ -46,7 +46,7 @@ def scores(
     images:np.ndarray|Tensor,  # uint8, (n,c,h,w), n ≥ 20
     ref:Reference,             # made with the same extractor
     extractor:Callable=None,   # what makes the features; None: those of the MNIST classifier
-    seed:int=0,                # of the metrics that draw: KID, sliced Wasserstein, LPIPS
+    seed:int=0,                # of the random metrics: KID, sliced Wasserstein, LPIPS
     features:np.ndarray=None,  # of these images, where they are at hand
 )->tuple: # a dict {metric: Estimate}, and a tuple of lines about what was left out
     "Every metric that can be had for these images"

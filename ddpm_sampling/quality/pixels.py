@@ -58,7 +58,7 @@ def histogram_distance(
 def diversity(
     images:Tensor, # (n,c,h,w) uint8, n ≥ 3
 )->Estimate: # in grey levels
-    "Mean distance between two images of a set: a U-statistic, with Arvesen's error (1969)"
+    "Mean distance between two images of a set: a U-statistic, with its jackknife error"
     x, n = _signed(_checked(images)), len(images)
     if n < 3: raise RequestError(f'diversity needs at least 3 images, not {n}')
     to_all = torch.cat([(_sq_pixels(c, x)/x.shape[1]).sqrt().sum(1) for c in x.split(500)])

@@ -129,7 +129,7 @@ def _of_student(ck, how):
     name = how.sampler if isinstance(how.sampler, str) else 'a step of your own'
     said = f'this student was made for {own} with {counts} steps, not for {name} with {asked}'
     if not (listed or how.spacing):
-        raise RequestError(f'{said}; a list of levels or a spacing says that it is meant')
+        raise RequestError(f'{said}; if you do mean it, give a list of levels or a spacing')
     warnings.warn(f'{said}: its images will be poor', stacklevel=4)
     return how
 
@@ -154,7 +154,7 @@ def check_start(
                       'give a list of steps, or a Plan, that starts lower', stacklevel=4)
     if t == T and asked.clip is None and how.clip and _draws_none(how) and _encoded(x_T):
         warnings.warn('x_T is no plain noise; if it was encoded from images, they come back only '
-                      'without clipping, clip=False; clip=True says that it is meant', stacklevel=4)
+                      'without clipping, clip=False; if you do mean it, say clip=True', stacklevel=4)
 
 def _draws_none(how):
     "Whether a sampler is deterministic"

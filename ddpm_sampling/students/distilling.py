@@ -72,7 +72,7 @@ class Distiller:
         iterations:int,         # of the whole run
         out:Path=None,          # folder for the state of the run; None: nothing is kept
         start:Checkpoint=None,  # whose weights to begin with; None: the teacher's
-        seed:int=0,             # of all chance
+        seed:int=0,             # of all random numbers
         bound:float=1.,         # of the data; None: it has none
         **training,             # changes of USUAL
     ):

@@ -80,7 +80,7 @@ def distill(
     method:str='consistency', # or progressive
     minutes:float=60.,      # of training, on this machine
     data:Tensor=None,       # real images to match, (n,c,h,w) uint8; None: the teacher's own samples
-    seed:int=0,             # of all chance
+    seed:int=0,             # of all random numbers
     progress:bool=False,    # show bars? None: only on a terminal
     say:Callable=print,     # called with a line about each part
 )->Checkpoint: # the student, also in out/student.safetensors
