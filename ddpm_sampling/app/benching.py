@@ -50,7 +50,7 @@ def _products(say):
                     f'{rates[torch.bfloat16]:.0f} in bfloat16 ({n}×{n})')
     return rates
 
-def _network(ck, rates, say, seconds):
+def _network(ck, rates, say, seconds, compile):
     "An evaluation in each precision, as it is and compiled"
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -60,9 +60,9 @@ def _network(ck, rates, say, seconds):
         with FlopCounterMode(display=False) as flops: ck.net(x[:1], i[:1])
         work, asks = flops.get_total_flops()/1e9, {}
         for name, dtype in (('float32', torch.float32), ('bfloat16', torch.bfloat16)):
-            net, fast = placed(ck.net, dtype=dtype), compiled(ck.net, b, dtype=dtype)
-            asks[name] = lambda net=net, v=x.to(dtype): net(v, i)
-            asks[f'{name}, compiled'] = lambda net=fast, v=x.to(dtype): net(v, i)
+            nets = {name: placed(ck.net, dtype=dtype)}
+            if compile: nets[f'{name}, compiled'] = compiled(ck.net, b, dtype=dtype)
+            asks |= {k: lambda net=net, v=x.to(dtype): net(v, i) for k, net in nets.items()}
         took = by_turns(asks, seconds)
     say('network', f'{work:.2f} GFLOP an image and evaluation, batches of {b}')
     for name, ts in took.items():
@@ -88,14 +88,15 @@ def _theirs(ck, kind, steps):
         for t in s.timesteps: x = s.step(net(x, t.expand(64)), t, x, generator=g).prev_sample
     return loop
 
-def _requests(ck, say, seconds, steps=10):
+def _requests(ck, say, seconds, compile, steps=10):
     "Whole requests by turns: ours in each way, and theirs"
     from functools import partial
     from ddpm_sampling.sampling.front_door import sample
     for kind in ('ddim', 'ddpm'):
         ask = partial(sample, ck, 64, sampler=kind, steps=steps)
-        asks = {'float32': ask, 'bfloat16': partial(ask, precision='bfloat16'),
-                'bfloat16, compiled': partial(ask, precision='bfloat16', compile=True)}
+        asks, half = {'float32': ask}, partial(ask, precision='bfloat16')
+        asks['bfloat16'] = half
+        if compile: asks['bfloat16, compiled'] = partial(half, compile=True)
         other = _theirs(ck, kind, steps)
         if other: asks = {'diffusers, float32': other} | asks
         took = by_turns(asks, seconds/2)
@@ -135,27 +136,29 @@ def _headline(ck, say, seconds):
     from functools import partial
     from ddpm_sampling.networks.loading import load_checkpoint
     from ddpm_sampling.sampling.front_door import sample
-    long = _theirs(ck, 'ddpm', 40) or partial(sample, ck, 64, steps=40)
+    theirs = _theirs(ck, 'ddpm', 40)
+    long, whose = theirs or partial(sample, ck, 64, steps=40), ' of diffusers'*bool(theirs)
     student = load_checkpoint('mnist-consistency', device='cpu')
     short = partial(sample, student, 64, steps=2, precision='bfloat16')
     took = by_turns({'long': long, 'short': short}, seconds)
     a, b = min(took['long'])*1000/40, min(took['short'])
-    say('headline', f'64 digits: {a:.0f} s in 1000 ancestral steps, {b:.2f} s by the student in '
-                    f'two evaluations, {a/b:.0f} times as fast')
+    say('headline', f'64 digits: {a:.0f} s in 1000 ancestral steps{whose}, {b:.2f} s by the '
+                    f'student in two evaluations, {a/b:.0f} times as fast')
 
 def bench(
     ck:object,           # a Checkpoint
     say:Callable,        # say(word, text), a line of the report
     seconds:float=150.,  # of timing; compiling takes another minute or two
     digits:bool=True,    # the bundled network? then with the headline
+    compile:bool=True,   # compiled as well?
 )->None:
     "Time the network, whole requests and samplers on this machine"
     import torch
     from ddpm_sampling.sampling.engine import machine
     say('machine', f'{machine(ck.device)}, torch {torch.__version__}')
     part = seconds/6
-    _network(ck, _products(say), say, 2*part)
-    _requests(ck, say, 2*part)
+    _network(ck, _products(say), say, 2*part, compile)
+    _requests(ck, say, 2*part, compile)
     _overhead(ck, say, part)
     if digits: _headline(ck, say, part)
 
@@ -166,7 +169,9 @@ def bench_options(
     "What only `bench` takes"
     p.add_argument('--ckpt', metavar='FILE', help='a checkpoint (default: the bundled network)')
     p.add_argument('--seconds', type=float, metavar='S',
-                   help='of timing, without compiling (default: 150)')
+                   help='of timing, not counting the compiling (default: 150)')
+    p.add_argument('--no-compile', action='store_true',
+                   help='leave out what is compiled, which takes a minute or two')
 
 def benched(
     a:SimpleNamespace, # the settled arguments
@@ -181,5 +186,6 @@ def benched(
         raise RequestError(f'seconds must be a positive number, not {seconds}')
     if ck.device.type != 'cpu': raise RequestError('bench times the CPU: --device cpu')
     a.quiet = False
-    bench(ck, lambda word, text: tell({word: text}), seconds, ck.dataset == 'mnist')
+    bench(ck, lambda word, text: tell({word: text}), seconds, ck.dataset == 'mnist',
+          compile=not getattr(a, 'no_compile', False))
     return 0
