@@ -28,7 +28,7 @@ def images_options(
     a('--out-dir', metavar='DIR',
       help='the folder to fill (default: one named after the settings, below OUT/images)')
     a('--format', choices=('png', 'npz'),
-      help='numbered files (default), or one NPZ with an array arr_0, as evaluation programs expect')
+      help='numbered files (default), or one NPZ with arr_0, as evaluation programs expect')
 
 def bulk_sampled(
     a:SimpleNamespace, # the settled arguments
@@ -79,7 +79,8 @@ def sets_options(
       help='with --reference PATH: other real images, for the line of real images')
     a('--features', choices=('mnist', 'cifar10', 'inception'),
       help='what makes the features (default: the small network that ships for these images)')
-    a('--seed', type=_whole(SEED), metavar='I', help='of the metrics that use random numbers (default: 0)')
+    a('--seed', type=_whole(SEED), metavar='I',
+      help='of the metrics that use random numbers (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
     a('--device', metavar='D', help='where the features are made (default: cpu)')
     a('--config', metavar='C', help='a YAML file; options on the command line win')

@@ -30,7 +30,8 @@ def distill_options(
       help='real images to match, a folder, NPZ or IDX (default: none, samples of the teacher)')
     a('--num-samples', type=_whole(COUNT), metavar='N', dest='compared',
       help='images for each row of the table at the end (default: 1000)')
-    a('--seed', type=_whole(SEED), metavar='I', help='of all random numbers in training (default: 0)')
+    a('--seed', type=_whole(SEED), metavar='I',
+      help='of all random numbers in training (default: 0)')
     a('--out', metavar='DIR', help='the folder to write below (default: outputs)')
 
 # %% ../../nbs/7_app/06_distilling.ipynb #19ce47d8

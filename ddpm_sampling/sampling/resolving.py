@@ -154,7 +154,7 @@ def check_start(
                       'give a list of steps, or a Plan, that starts lower', stacklevel=4)
     if t == T and asked.clip is None and how.clip and _draws_none(how) and _encoded(x_T):
         warnings.warn('x_T is no plain noise; if it was encoded from images, they come back only '
-                      'without clipping, clip=False; if you do mean it, say clip=True', stacklevel=4)
+                      'without clipping, clip=False; clip=True says that you mean it', stacklevel=4)
 
 def _draws_none(how):
     "Whether a sampler is deterministic"
