@@ -39,7 +39,7 @@ class Recipe:
     # let torch write one program for the network: faster, after half a minute; None: no
     compile: bool = None
     # how strongly labels act: 0 not at all, 1 as the network learned them, more beyond that
-    # (classifier-free guidance); None: 1
+    # (classifier-free guidance); None: 1, or 4 where digits are steered by a classifier
     scale: float = None
 
     def __post_init__(self):
