@@ -51,6 +51,8 @@ def stored():
         cells = json.loads(Path(f).read_text(encoding='utf-8'))['cells']
         if re.search(r'^skip_exec:\s*true', text(cells[0]['source']), re.M): yield f'{f}: skip_exec keeps it from running'
         outputs = [(c.get('id'), o) for c in cells for o in c.get('outputs', [])]
+        ends = [c for c in cells if c['cell_type'] == 'code' and 'print(' in text(c['source']) and text(c['source']).rstrip().endswith(';')]
+        yield from (f'{f}: cell {c.get("id")} prints, and ends with a semicolon, which loses it' for c in ends)
         yield from (f'{f}: cell {i} stores an error' for i, o in outputs if o['output_type'] == 'error')
         yield from (f'{f}: cell {i} stores a line SKIPPED:' for i, o in outputs if re.search('^SKIPPED:', text(o.get('text', '')), re.M))
         yield from (f'{f}: cell {i} stores a widget, which shows nothing without its kernel' for i, o in outputs if any('widget-view' in k for k in o.get('data', {})))
