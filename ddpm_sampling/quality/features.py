@@ -21,6 +21,7 @@ from ..basics.arrays import shifted, to_unit
 from ..basics.errors import CheckpointError, RequestError, explains
 from ..basics.opening import read_bytes, read_weights
 from ..basics.optional import load_torchvision
+from ..networks.checkpoints import pick_device
 
 # %% ../../nbs/5_quality/01_features.ipynb #f8b45359
 def _stage(i, o, k, stride=1):
@@ -118,7 +119,7 @@ def mnist_features(
     device:str='cpu', # where it shall work
 )->Extractor: # for (b,1,32,32), 64 features
     "The features of the MNIST classifier that ships"
-    net, sha = _shipped('features', FeatureNet())
+    device, (net, sha) = pick_device(device), _shipped('features', FeatureNet())
     return Extractor(net.to(device).features, 'mnist-cnn-64', sha, (1, 32, 32), device)
 
 @lru_cache
@@ -228,7 +229,7 @@ def cifar10_features(
     device:str='cpu', # where it shall work
 )->Extractor: # for (b,3,32,32), 128 features
     "The features of the classifier of colour images that ships"
-    net, sha = _shipped('cifar10_features', ColourNet())
+    device, (net, sha) = pick_device(device), _shipped('cifar10_features', ColourNet())
     return Extractor(net.to(device).features, 'cifar10-cnn-128', sha, (3, 32, 32), device)
 
 @lru_cache
@@ -256,7 +257,7 @@ def inception_features(
     device:str='cpu', # where it shall work
 )->Extractor: # for images of any size with 1 or 3 channels, 2048 features
     "Pool features of torchvision's Inception-v3"
-    models = load_torchvision().models
+    device, models = pick_device(device), load_torchvision().models
     weights = models.Inception_V3_Weights.IMAGENET1K_V1
     path = Path(torch.hub.get_dir())/'checkpoints'/weights.url.split('/')[-1]
     net = _inception(models, weights, path)

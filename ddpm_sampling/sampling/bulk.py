@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
 from ..basics.arrays import to_uint8
-from ..basics.errors import RequestError, whole_number
+from ..basics.errors import RequestError, explains, whole_number
 from ..basics.files import whole_file, writable
 from ..basics.opening import asked_path, read_arrays, read_json
 from ..basics.progress import progress_bar
@@ -147,6 +147,7 @@ def _header(f, shape, kind):
 def _label(labels, i): return -1 if (y := labels[i % len(labels)]) is None else y
 
 # %% ../../nbs/3_sampling/08_bulk.ipynb #d95b0445
+@explains
 def sample_images(
     ck:Checkpoint,        # the checkpoint
     out:str|Path,         # the folder to fill; made if need be

@@ -16,6 +16,7 @@ from ..basics.errors import RequestError, explains
 from ..basics.files import shipped
 from ..basics.opening import read_weights
 from ..sampler.schedules import Schedule, noisy
+from ..networks.checkpoints import pick_device
 from ..networks.unets import timestep_features
 
 # %% ../../nbs/3_sampling/03_steering.ipynb #4a6e2c54
@@ -90,7 +91,7 @@ def mnist_guide(
     device:str='cpu', # where it shall work
 )->NoisyClassifier: # for digits noised by the linear schedule of 1000 levels
     "The classifier of noisy digits that ships"
-    data, _ = shipped('mnist_guide.json')
+    device, (data, _) = pick_device(device), shipped('mnist_guide.json')
     net = NoisyClassifier()
     net.float().load_state_dict(read_weights(data))
     return net.eval().requires_grad_(False).to(device)
