@@ -24,8 +24,8 @@ def panel(
         raise RequestError('a panel shows images of the same noise: choose rows of one seed')
     many = len({r['checkpoint'] for r in rows}) > 1
     def label(r):
-        sampled = f'{way(r)}, {r["nfe"]}' if r['sampler'] else ''        # images of elsewhere
-        return ', '.join(filter(None, [r['checkpoint']*(many or not sampled), sampled]))
+        if not r['sampler']: return r['checkpoint']                     # images of elsewhere
+        return f'{r["checkpoint"]}, '*many + f'{way(r)}, {r["nfe"]}'
     shown = {label(r): first_images(path, r) for r in rows}
     least = min(map(len, shown.values()))
     return side_by_side({name: x[:least] for name, x in shown.items()})
