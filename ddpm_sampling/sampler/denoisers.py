@@ -24,14 +24,14 @@ def x0_and_eps(
     predicts:str, # a kind from PREDICTS
 )->tuple: # (x0_hat, eps_hat), like x
     "The pair that describes x_t, from any prediction (Salimans & Ho 2022, section 4)"
-    c, s = abar**.5, (1 - abar)**.5                     # weights of signal and noise in x_t
-    if predicts == 'eps': return (x - s*out)/c, out
-    if predicts == 'x0':  return out, (x - c*out)/s
-    if predicts == 'v':   return c*x - s*out, s*x + c*out
+    cos, sin = abar**.5, (1 - abar)**.5                 # weights of signal and noise in x_t
+    if predicts == 'eps': return (x - sin*out)/cos, out
+    if predicts == 'x0':  return out, (x - cos*out)/sin
+    if predicts == 'v':   return cos*x - sin*out, sin*x + cos*out
     if predicts == 'eps_capped':
-        least = c.clamp(min=CAP) if isinstance(c, Tensor) else max(c, CAP)
-        x0_hat = c*x - s*(out - s*x)/least
-        return x0_hat, (x - c*x0_hat)/s
+        least = cos.clamp(min=CAP) if isinstance(cos, Tensor) else max(cos, CAP)
+        x0_hat = cos*x - sin*(out - sin*x)/least
+        return x0_hat, (x - cos*x0_hat)/sin
     raise RequestError(_wrong_kind(predicts))
 
 def _wrong_kind(predicts):
