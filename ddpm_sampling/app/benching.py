@@ -38,16 +38,24 @@ def faster(
     return ratios[len(ratios)//2]
 
 # %% ../../nbs/7_app/08_bench.ipynb #18cddcda
+def _precisions():
+    "Those in which this processor computes itself"
+    import torch
+    from ddpm_sampling.sampling.engine import fast_bfloat16
+    return ('float32', torch.float32), *[('bfloat16', torch.bfloat16)]*fast_bfloat16()
+
 def _products(say):
     "GFLOP/s of a matrix product in each precision"
     import torch
     n, rates = 2048, {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for name, dtype in _precisions():
         a = torch.randn(n, n).to(dtype)
         took = by_turns({'product': lambda: a@a}, 2.)['product']
-        rates[dtype] = 2*n**3/min(took)/1e9
-    say('matrices', f'{rates[torch.float32]:.0f} GFLOP/s in float32, '
-                    f'{rates[torch.bfloat16]:.0f} in bfloat16 ({n}×{n})')
+        rates[name] = 2*n**3/min(took)/1e9
+    said = [f'{rate:.0f} GFLOP/s in {name}' for name, rate in rates.items()]
+    say('matrices', f'{", ".join(said)} ({n}×{n})')
+    if 'bfloat16' not in rates:
+        say('', 'bfloat16 is left out: this processor has no instructions for it')
     return rates
 
 def _network(ck, rates, say, seconds, compile):
@@ -59,7 +67,7 @@ def _network(ck, rates, say, seconds, compile):
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops: ck.net(x[:1], i[:1])
         work, asks = flops.get_total_flops()/1e9, {}
-        for name, dtype in (('float32', torch.float32), ('bfloat16', torch.bfloat16)):
+        for name, dtype in _precisions():
             nets = {name: placed(ck.net, dtype=dtype)}
             if compile: nets[f'{name}, compiled'] = compiled(ck.net, b, dtype=dtype)
             asks |= {k: lambda net=net, v=x.to(dtype): net(v, i) for k, net in nets.items()}
@@ -67,7 +75,7 @@ def _network(ck, rates, say, seconds, compile):
     say('network', f'{work:.2f} GFLOP an image and evaluation, batches of {b}')
     for name, ts in took.items():
         ms = min(ts)/b*1e3
-        share = work/ms*1e3/rates[torch.bfloat16 if 'bf' in name else torch.float32]
+        share = work/ms*1e3/rates[name.split(',')[0]]
         say('', f'{name:20} {ms:6.2f} ms an image, {share:4.0%} of the matrix product, '
                 f'{faster(ts, took["float32"]):.2f} times float32')
 
@@ -94,9 +102,9 @@ def _requests(ck, say, seconds, compile, steps=10):
     from ddpm_sampling.sampling.front_door import sample
     for kind in ('ddim', 'ddpm'):
         ask = partial(sample, ck, 64, sampler=kind, steps=steps)
-        half = partial(ask, precision='bfloat16')
-        asks = {'float32': ask, 'bfloat16': half}
-        if compile: asks['bfloat16, compiled'] = partial(half, compile=True)
+        ways = {name: partial(ask, precision=name) for name, _ in _precisions()}
+        fast, asks = [*ways][-1], dict(ways)
+        if compile: asks[f'{fast}, compiled'] = partial(ways[fast], compile=True)
         other = _theirs(ck, kind, steps)
         if other: asks = {'diffusers, float32': other} | asks
         took = by_turns(asks, seconds/2)
@@ -138,7 +146,7 @@ def _headline(ck, say, seconds):
     from ddpm_sampling.sampling.front_door import sample
     long = _theirs(ck, 'ddpm', 40) or partial(sample, ck, 64, steps=40)
     student = load_checkpoint('mnist-consistency', device='cpu')
-    short = partial(sample, student, 64, steps=2, precision='bfloat16')
+    short = partial(sample, student, 64, steps=2, precision=_precisions()[-1][0])
     took = by_turns({'long': long, 'short': short}, seconds)
     a, b = min(took['long'])*1000/40, min(took['short'])
     say('headline', f'64 digits: {a:.0f} s in 1000 ancestral steps, {b:.2f} s by the student in '

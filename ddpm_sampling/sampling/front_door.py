@@ -30,7 +30,7 @@ from ..sampler.schedules import noisy
 from ..networks.adapters import Adapter, answer_of
 from ..networks.unets import UNet
 from .engine import (
-    Compiled, compiled, good_size, machine, placed, weights_of)
+    Compiled, compiled, fast_bfloat16, good_size, machine, placed, say_slow, weights_of)
 from .conditions import check_counts, explained, of_batch
 from .finite import Lookout, overflow, seen_answers, seen_guide, seen_step
 from .labels import as_tensor, labels_of, say_steered, steering, way_of
@@ -174,6 +174,7 @@ class Run:
         check_start(ck, how, self.how, self.plan, images.x_T, images.x0)
         self.net = placed(ck.net, device, dtype)
         self.device, self.given = weights_of(self.net)       # where, and in what it is asked
+        if dtype == torch.bfloat16 and not fast_bfloat16(self.device): say_slow()
         self.dtype = torch.float64 if self.given == torch.float64 else torch.float32  # of states
         n, size = len(images.idx), batch_size or self.batch_size()
         size = -(-n//-(-n//size))                            # the same number of parts, even

@@ -24,6 +24,7 @@ from ..networks.loading import load_checkpoint
 from ..networks.unets import UNet
 from ..networks.verify import denoising_loss
 from ..sampler.schedules import noisy
+from ..sampling.engine import fast_bfloat16
 from ..sampling.front_door import sample
 
 # %% ../../nbs/6_students/00_training.ipynb #91ff0a74
@@ -162,6 +163,7 @@ class Trainer:
         self.images, self.val, self.out = images, val, Path(out)
         self.labels, self.val_labels = labels, val_labels
         self.sched, m = recorded_schedule(config), config['model']
+        self.bfloat16 = self.c['bfloat16'] and fast_bfloat16(device)
         self.predicts, self.classes = config['loss']['parameterization'], m.get('num_labels')
         if (labels is None) != (self.classes is None):
             raise RequestError('labels are for a network that knows classes, and it needs them: '
@@ -201,7 +203,7 @@ def loss(self:Trainer,
     abar = self.abar[t].to(x0.dtype).view(-1, 1, 1, 1)
     x = noisy(x0, eps, abar).contiguous(memory_format=torch.channels_last)
     asked = (x, t - 1) if y is None else (x, t - 1, y)
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.c['bfloat16']):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
         out = (model or self.net)(*asked)
     return F.mse_loss(out.float(), target(x0, eps, abar, self.predicts))
 
