@@ -82,7 +82,9 @@ class Distiller:
         self.teacher, self.method, self.iterations = teacher, method, iterations
         self.c, self.seed, self.bound = USUAL | training, seed, bound
         self.abar, self.device = torch.tensor(teacher.schedule.abar), teacher.device
-        net = copy.deepcopy((start or teacher).net).requires_grad_(True).train()
+        first = start or teacher
+        self.predicts = 'eps_capped' if first.predicts == 'eps' else first.predicts
+        net = copy.deepcopy(first.net).requires_grad_(True).train()
         flat = all(p.ndim < 5 for p in net.parameters())
         self.net = net.to(memory_format=torch.channels_last) if flat else net
         self.ema = AveragedModel(self.net, multi_avg_fn=averaging(self.c['ema']))
@@ -106,7 +108,7 @@ def f(self:Distiller,
     if x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=self.c['bfloat16']):
         out = (net or self.net)(x, t - 1, *([] if y is None else [y]))
-    x0 = x0_and_eps(out.to(x.dtype), x, abar, 'eps_capped')[0]
+    x0 = x0_and_eps(out.to(x.dtype), x, abar, self.predicts)[0]
     return x0 if self.bound is None else x0 + (x0.clamp(-self.bound, self.bound) - x0).detach()
 
 @patch
@@ -198,6 +200,7 @@ def key(self:Distiller)->str:
     named = getattr(self.method, 'key', None) or _method_name(self.method)
     teacher = weights_key(self.teacher) if self.teacher.net.state_dict() else 'a formula'
     asked = [teacher, named, self.iterations, self.seed, self.bound, sorted(self.c.items())]
+    if self.predicts != 'eps_capped': asked.append(self.predicts)
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 @patch
@@ -240,7 +243,7 @@ def student(self:Distiller,
                 teacher=ck.path.name if ck.path else None)
     net = copy.deepcopy(self.ema.module if self.it else self.net).eval().requires_grad_(False)
     sampler = 'consistency' if method == 'consistency' else 'ddim'
-    return Checkpoint(net, ck.schedule, 'eps_capped', ck.shape, None, self.it, 'ema',
+    return Checkpoint(net, ck.schedule, self.predicts, ck.shape, None, self.it, 'ema',
         config=ck.config, kind='a student', defaults=dict(sampler=sampler, steps=steps),
         classes=ck.classes, null_label=ck.null_label, student=made)
 

@@ -10,9 +10,11 @@ __all__ = ['inits', 'training_config', 'lr_factor', 'stratified_t', 'zero_last',
 import hashlib, json
 import numpy as np, torch, torch.nn.functional as F
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from fastcore.basics import patch
 from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..basics.arrays import to_unit
 from ..basics.errors import RequestError
@@ -111,6 +113,12 @@ def as_matrix(
     "A convolution kernel as the matrix that it is to a patch of its input"
     return kernel.permute(0, 2, 3, 1).flatten(1)
 
+class _InFloat32(TorchFunctionMode):
+    "While this is on, what is turned to bfloat16 becomes float32"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.bfloat16: return args[0].float().clone()
+        return func(*args, **(kwargs or {}))
+
 class ConvMuon(torch.optim.Muon):
     "torch's Muon on convolution kernels, each seen as a matrix"
     def __init__(self,
@@ -128,7 +136,8 @@ class ConvMuon(torch.optim.Muon):
     def step(self)->None:
         "One step of all kernels"
         for m, k in zip(self.matrices, self.kernels): m.grad = as_matrix(k.grad)
-        super().step()
+        native = fast_bfloat16(self.matrices[0].device)      # torch orthogonalises in bfloat16
+        with nullcontext() if native else _InFloat32(): super().step()
 
 def make_optimizers(
     net:nn.Module,        # in channels_last
