@@ -46,7 +46,7 @@ class Eyes:
     ):
         sigbar = ((1 - ck.schedule.abar[1:])/np.maximum(ck.schedule.abar[1:], 1e-9))**.5
         self.levels = levels or [1 + int(np.abs(np.log(sigbar/s)).argmin()) for s in (.2, .7)]
-        self.ck, self.look = ck, looks(ck.net)
+        self.ck, self.look, self.told = ck, looks(ck.net), labels is not None
         self.count, parts = len(images), []
         for k, part in enumerate(images.split(batch_size)):
             y = None if labels is None else labels[k*batch_size:][:len(part)].to(ck.device)
@@ -162,7 +162,7 @@ def in_its_eyes(
         y = d.labels(n, g)
         x = d.f(_walked(d, plan, k, d.draw(n, g), y, g), plan[k], y)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=d.c['bfloat16']):
-            return eyes(x, d.draw(n, g), y)
+            return eyes(x, d.draw(n, g), y if eyes.told else None)
     if f'{name}/0' not in d.memory:
         with torch.no_grad():
             for _ in range(fill):

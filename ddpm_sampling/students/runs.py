@@ -161,11 +161,15 @@ def _good(ck, n, out, data, seed, progress, say):
     "(good images, their labels or None)"
     if data is not None:
         say(f'images to match: {min(len(data), 20_000)} of the data')
-        return to_unit(data[:20_000]), None
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        return to_unit(data[order[:20_000]]), None       # files are often sorted by class
     say(f'images to match: {n} samples of the teacher')
     labels = [i % ck.classes for i in range(n)] if ck.classes else None
     good = good_images(ck, n, out/'images', labels, seed, progress)
-    return good, None if labels is None else torch.tensor(labels)
+    if not ck.classes: return good, None
+    told, g = torch.tensor(labels), torch.Generator().manual_seed(seed)
+    if ck.null_label is not None: told[torch.rand(n, generator=g) < .1] = ck.null_label
+    return good, told                                    # seen as the student will be taught
 
 def _progressive(ck, out, minutes, data, seed, progress, say):
     "The halvings"
