@@ -221,9 +221,7 @@ def _find(a, cfg):
     if folder: return _newest(home, a.weights)
     data = _ships(cfg, 'no checkpoint for {} ships', 'give one with --ckpt FILE')
     sampler = getattr(a, 'sampler', None) or cfg.get('sample.sampler')
-    name = f'{data}-consistency' if sampler == 'consistency' else data
-    if path := _named(name): return path
-    raise _mistake(f'no {name} ships with this package: give a checkpoint with --ckpt FILE')
+    return _named(f'{data}-consistency' if sampler == 'consistency' else data)
 
 def _named(name):
     "The file of a checkpoint that ships with a name; None: there is none of this name"
