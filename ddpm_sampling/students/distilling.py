@@ -199,8 +199,8 @@ def key(self:Distiller)->str:
     "What the run was asked for, as a hash"
     named = getattr(self.method, 'key', None) or _method_name(self.method)
     teacher = weights_key(self.teacher) if self.teacher.net.state_dict() else 'a formula'
-    asked = [teacher, named, self.iterations, self.seed, self.bound, sorted(self.c.items())]
-    if self.predicts != 'eps_capped': asked.append(self.predicts)
+    asked = [teacher, named, self.predicts, self.iterations, self.seed, self.bound]
+    asked.append(sorted(self.c.items()))
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 @patch
